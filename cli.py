@@ -1,0 +1,339 @@
+"""Retort's commands: parse, load a recipe, wire a job to its record, print.
+
+Imports are per command, so that `serve` runs in an environment without torch.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from teacher_cache.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from service.recorder import Recorder
+    from teacher_cache.progress import Progress
+
+app = typer.Typer(
+    help="Distil a big image teacher into a compact student, and pay for the teacher once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")
+]
+DataOption = Annotated[Path, typer.Option("--data", help="Training images: class folders.")]
+ValOption = Annotated[Path, typer.Option("--val", help="Validation images: class folders.")]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; repeatable."),
+]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def cache_teacher(
+    recipe: RecipeArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="The cache; the same command continues it.")],
+    overrides: OverridesOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run the teacher once over every seeded view, and store its top-k in Zarr."""
+    from teacher_cache.fill import fill, open_or_create
+    from teacher_cache.images import index_folder, read_class_map
+    from teacher_cache.recipe import CacheRecipe, load_recipe
+    from teacher_cache.teacher import load_teacher
+
+    settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
+    class_map = settings.images.class_map
+    index = index_folder(data, class_ids=read_class_map(class_map) if class_map else None)
+    teacher = load_teacher(
+        settings.teacher,
+        class_count=index.class_count,
+        has_class_map=class_map is not None,
+        size=settings.views.size,
+        device=_device(device),
+    )
+    cache = open_or_create(out, settings, index, teacher)
+    config = {"recipe": recipe.stem, "teacher": settings.teacher.model, "views": cache.view_count}
+    _run(fill(cache, index, teacher, settings), "cache-teacher", "records", config)
+    print(f"cache {out}: {cache.view_count} views of {len(index)} images, complete")
+
+
+@app.command()
+def train_student(
+    recipe: RecipeArgument,
+    data: DataOption,
+    val: ValOption,
+    out: Annotated[Path, typer.Option(help="The run; the same command continues it.")],
+    cache: Annotated[
+        Path | None, typer.Option(help="From cache-teacher; none: no teacher.")
+    ] = None,
+    overrides: OverridesOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a student on the views that the teacher saw, with its cached answers."""
+    from student.data import plain_data, replayed_data
+    from student.recipe import StudentRecipe
+    from student.run import start_or_continue
+    from student.train import train
+    from teacher_cache.images import index_folder, rebase
+    from teacher_cache.recipe import load_recipe
+    from teacher_cache.store import open_cache
+
+    settings = load_recipe(recipe, StudentRecipe, overrides=overrides or (), package="student")
+    if cache is None:
+        training = plain_data(settings, index_folder(data))
+    else:
+        opened = open_cache(cache)
+        training = replayed_data(settings, rebase(opened.index, data), opened)
+    validation = index_folder(val, class_ids=training.index.class_ids)
+    run = start_or_continue(out, settings, training)
+    config = {
+        "recipe": recipe.stem,
+        "student": settings.student.model,
+        "alpha": settings.distill.alpha,
+        "epochs": settings.schedule.epochs,
+    }
+    _run(train(run, training, validation, device=_device(device)), "train-student", "steps", config)
+    summary = json.loads(run.summary.read_text())
+    shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
+    print(f"run {out}: " + _spell({name: summary[name] for name in shown if name in summary}))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
+    val: ValOption,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure top-1 and top-5 of a run's weights, as trained and folded."""
+    from student.evaluate import evaluate_run
+    from student.run import open_run
+    from teacher_cache.images import index_folder
+
+    opened = open_run(run)
+    validation = index_folder(val, class_ids=opened.class_ids)
+    _show(evaluate_run(opened, validation, _device(device)), as_json=as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+) -> None:
+    """Fold a run's weights into plain convolutions and write them as safetensors."""
+    from student.export import export as export_run
+    from student.run import open_run
+
+    result = export_run(open_run(run), out)
+    print(
+        f"{out}: {result.parameters:,} parameters in training, {result.parameters_folded:,} "
+        f"folded; logits agree to {result.largest_difference:.1e}"
+    )
+
+
+@app.command()
+def inspect_cache(
+    cache: Annotated[Path, typer.Argument(metavar="CACHE")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a cache holds: teacher, views, how far it is filled, bytes a record."""
+    from teacher_cache.inspection import inspect
+    from teacher_cache.store import open_cache
+
+    _show(inspect(open_cache(cache)), as_json=as_json)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
+) -> None:
+    """Answer HTTP queries about jobs; runs without torch."""
+    from service.app import serve as serve_http
+
+    serve_http(host=host, port=port)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo-out"),
+) -> None:
+    """The whole job on scanned digits, in minutes on two cores: teacher, cache, two students."""
+    from student.demo import commands, report, write_digits
+
+    started = time.monotonic()
+    write_digits(out / "digits")
+    for command in commands(out):
+        print("\n$ cli.py " + " ".join(command), flush=True)
+        app(list(command), standalone_mode=False)
+    print(report(out, seconds=time.monotonic() - started))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and an exit code."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(_complain(str(error), error.exit_code))
+    except OSError as error:
+        sys.exit(_complain(f"{error}: nothing already done is lost; mend this and run it again", 1))
+
+
+def _run(job: Iterator["Progress"], kind: str, unit: str, config: Mapping[str, Any]) -> None:
+    """Drain a job: print, record, and stop it between steps when a signal asks for it."""
+    from service.database import default_url
+    from service.recorder import record_job
+
+    stop = _Stop()
+    with record_job(default_url(), kind=kind, unit=unit, config=config) as recorder:
+        try:
+            with stop:
+                _drain(job, stop, recorder, kind)
+        except BaseException as error:
+            recorder.finish("failed", f"{type(error).__name__}: {error}"[:500])
+            raise
+        if stop.signal is None:
+            recorder.finish("succeeded", None)
+            return
+        recorder.finish("cancelled", f"stopped by {stop.signal.name}; saved")
+    print(f"stopped by {stop.signal.name}; saved: the same command continues", file=sys.stderr)
+    raise SystemExit(128 + stop.signal)
+
+
+def _drain(job: Iterator["Progress"], stop: "_Stop", recorder: "Recorder", kind: str) -> None:
+    display = _Display(kind)
+    for progress in job:
+        display.show(progress)
+        recorder.progress(progress.done, progress.total, progress.metrics, resumed=progress.resumed)
+        if stop.signal is not None:
+            print("stopping after this step or block ...", file=sys.stderr, flush=True)
+            job.close()  # type: ignore[attr-defined]
+            break
+    display.close()
+
+
+class _Stop:
+    """The first SIGINT or SIGTERM asks for a stop; the second one has its usual effect."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+
+class _Display:
+    """One line kept up to date on a terminal; elsewhere one every 30 s, or every 1% past 5 s."""
+
+    _SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1")
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._started = self._shown = time.monotonic()
+        self._percent = -1
+        self._terminal = sys.stderr.isatty()
+        self._metrics: dict[str, float] = {}
+
+    def show(self, progress: "Progress") -> None:
+        """Print where the job is, if it is time to."""
+        self._metrics.update(progress.metrics)
+        now, percent = time.monotonic(), 100 * progress.done // max(progress.total, 1)
+        waited_s = now - self._shown
+        done = progress.done == progress.total
+        due = (
+            waited_s > 0.1 if self._terminal else waited_s > (5 if percent > self._percent else 30)
+        )
+        if not (due or done):
+            return
+        self._shown, self._percent = now, percent
+        line = self._line(progress, now)
+        if self._terminal:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            line = "\r" + line[: width - 1].ljust(width - 1)
+        print(line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar's line."""
+        if self._terminal:
+            print(file=sys.stderr)
+
+    def _line(self, progress: "Progress", now: float) -> str:
+        rate = (progress.done - progress.resumed) / max(now - self._started, 1e-9)
+        left = (progress.total - progress.done) / rate if rate else 0.0
+        place = f"{self._kind} {100 * progress.done / max(progress.total, 1):3.0f}%"
+        counts = f"{progress.done:,}/{progress.total:,} {progress.unit}"
+        figures = _spell({n: self._metrics[n] for n in self._SHOWN if n in self._metrics})
+        return f"{place}  {counts}  {rate:,.1f}/s  {_clock(left)} left  {figures}".rstrip()
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here: use --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(
+            f"{name.ljust(width)}  {value:,}"
+            if isinstance(value, int)
+            else f"{name.ljust(width)}  {value}"
+        )
+
+
+def _spell(facts: Mapping[str, Any]) -> str:
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in facts.items()
+        if isinstance(value, str | int | float)
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The student: the paper's recipe on cached targets, from batches to an exported network."""

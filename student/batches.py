@@ -1,0 +1,163 @@
+"""Slab + seeded order + rendered pixels -> batches, step by step and in one fixed order.
+
+B rows of a micro-batch, K kept classes.
+"""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from student.data import TrainingData
+from student.loss import SparseTarget
+from student.order import epoch_order
+from student.recipe import StudentRecipe
+from teacher_cache.errors import MissingRecords, ReplayRefused
+from teacher_cache.images import ImagesError
+from teacher_cache.loader import Rendered, Request, rendered
+from teacher_cache.store import ROWS_PER_CHECK, Cache, Slab, read_slab
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """One forward pass worth of images, labels and targets, on the host."""
+
+    rows: np.ndarray
+    pixels_BHWC: Tensor
+    labels_B: Tensor
+    target: SparseTarget | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many steps there are, and which rows each shows."""
+
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    micro_batch: int
+    seed: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Forward passes of one optimizer step."""
+        return self.batch_size // self.micro_batch
+
+
+def plan_run(recipe: StudentRecipe, data: TrainingData) -> Plan:
+    """Cut every epoch into whole batches; the few rows left over differ from epoch to epoch.
+
+    Raises:
+        ImagesError: fewer images than one batch.
+    """
+    batch_size = recipe.optimizer.batch_size
+    if len(data.rows) < batch_size:
+        raise ImagesError(
+            f"optimizer.batch_size is {batch_size}, the data holds {len(data.rows)} images: "
+            f"set it to {len(data.rows)} or less"
+        )
+    return Plan(
+        epochs=recipe.schedule.epochs,
+        steps_per_epoch=len(data.rows) // batch_size,
+        batch_size=batch_size,
+        micro_batch=recipe.micro_batch,
+        seed=recipe.run.seed,
+    )
+
+
+def batches(
+    data: TrainingData, plan: Plan, *, start_step: int, workers: int
+) -> Iterator[list[MicroBatch]]:
+    """One list of micro-batches a step, from `start_step` to the end.
+
+    Raises:
+        ImagesError: an image that cannot be read.
+        ReplayRefused: pixels that are not those the teacher saw.
+        MissingRecords, DamagedRecords: from the cache.
+    """
+    stream = rendered(data.renderer, _requests(data, plan, start_step), workers=workers)
+    first_epoch = start_step // plan.steps_per_epoch
+    views = [data.view_of(epoch) for epoch in range(first_epoch, plan.epochs)]
+    slabs: Iterable[Slab | None] = (
+        prefetched_slabs(data.cache, views) if data.cache else [None] * len(views)
+    )
+    step = start_step
+    for slab in slabs:
+        if slab is not None:
+            _require_known_absences(data, slab)
+        for _ in range(plan.steps_per_epoch - step % plan.steps_per_epoch):
+            yield [
+                _micro_batch(data, next(stream), slab) for _ in range(plan.micro_batches_per_step)
+            ]
+            step += 1
+
+
+def prefetched_slabs(cache: Cache, views: list[int]) -> Iterator[Slab]:
+    """The slabs of these views in turn; while one is used, a thread reads the next."""
+    with ThreadPoolExecutor(1, thread_name_prefix="slab") as pool:
+        following = pool.submit(read_slab, cache, views[0])
+        for view in [*views[1:], None]:
+            slab = following.result()
+            if view is not None:
+                following = pool.submit(read_slab, cache, view)
+            yield slab
+
+
+def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Request]:
+    first_epoch, first_step = divmod(start_step, plan.steps_per_epoch)
+    for epoch in range(first_epoch, plan.epochs):
+        order = epoch_order(data.rows, seed=plan.seed, epoch=epoch)
+        start = first_step * plan.batch_size if epoch == first_epoch else 0
+        for at in range(start, plan.steps_per_epoch * plan.batch_size, plan.micro_batch):
+            yield Request(order[at : at + plan.micro_batch], (data.view_of(epoch),))
+
+
+def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> MicroBatch:
+    for row, reason in images.unreadable.items():
+        raise ImagesError(
+            f"{data.index.root / data.index.keys[row]}: {reason}: repair or remove it; the state "
+            "saved last is kept, and the same command continues from it"
+        )
+    rows = images.request.rows
+    target = None
+    if slab is not None:
+        _require_same_pixels(data, images, slab)
+        target = SparseTarget(
+            ids_BK=torch.from_numpy(slab.ids_NK[rows].astype(np.int64)),
+            logp_BK=torch.from_numpy(slab.logp_NK[rows]).float(),
+            tail_B=torch.from_numpy(slab.tail_NT[rows, data.temperature_column]).float(),
+        )
+    return MicroBatch(
+        rows, images.pixels_GBHWC[0], torch.from_numpy(data.index.labels[rows]), target
+    )
+
+
+def _require_same_pixels(data: TrainingData, images: Rendered, slab: Slab) -> None:
+    """The replay is proved, not assumed: every checked row that is met is compared."""
+    for (view, row), crc in images.checks.items():
+        expected = int(slab.check[row // ROWS_PER_CHECK])
+        if crc != expected:
+            raise ReplayRefused(
+                f"{data.index.root / data.index.keys[row]}, view {view}: its pixels have CRC-32 "
+                f"{crc:08x}, the teacher saw {expected:08x}: the image was replaced since the cache "
+                "was filled; restore it, or fill a new cache"
+            )
+
+
+def _require_known_absences(data: TrainingData, slab: Slab) -> None:
+    surprising = slab.absent_rows.intersection(data.rows.tolist())
+    if surprising:
+        row = min(surprising)
+        raise MissingRecords(
+            f"view {slab.view} of the cache lacks {len(surprising)} images that it had when this "
+            f"run started (first: {data.index.keys[row]}): start the same command again, which "
+            "leaves them out"
+        )

@@ -1,0 +1,120 @@
+"""What a run trains on: a data folder, seen through a cache's views or through its own.
+
+N rows, V views.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from student.recipe import StudentRecipe
+from teacher_cache.errors import CacheError, MissingRecords, ReplayRefused
+from teacher_cache.images import ImageIndex
+from teacher_cache.loader import ViewRenderer
+from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
+from teacher_cache.store import Cache, absent_rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingData:
+    """Images, the way they are shown, and where the targets come from."""
+
+    index: ImageIndex
+    renderer: ViewRenderer
+    cache: Cache | None
+    class_count: int
+    rows: np.ndarray
+    """int64 [N] the rows that are trained on: all but those absent from the cache."""
+    temperature_column: int
+    """Which column of the cache's `tail` belongs to the recipe's temperature."""
+    reuse_views: bool
+
+    def view_of(self, epoch: int) -> int:
+        """The view that an epoch shows."""
+        return epoch % self.cache.view_count if self.cache and self.reuse_views else epoch
+
+    def digest(self) -> dict[str, str]:
+        """What the weights depend on besides the recipe."""
+        digest = {"images": self.index.digest()}
+        if self.cache is not None:
+            digest["cache recipe"] = self.cache.manifest.recipe_digest
+            digest["teacher weights"] = self.cache.manifest.teacher_weights_sha256
+        return digest
+
+
+def plain_data(recipe: StudentRecipe, index: ImageIndex) -> TrainingData:
+    """Supervised training without a teacher: the recipe's own views, one an epoch.
+
+    Raises:
+        CacheError: the recipe distils.
+    """
+    if recipe.distill.alpha > 0:
+        raise CacheError(
+            f"distill.alpha is {recipe.distill.alpha} and there is no cache to distil from: pass "
+            "--cache, or --set distill.alpha=0 for plain supervised training"
+        )
+    views, size = recipe.views, recipe.student.size or recipe.views.size
+    renderer = ViewRenderer(index, views, views.seed, size, views.interpolation, check_size=size)
+    rows = np.arange(len(index))
+    return TrainingData(index, renderer, None, index.class_count, rows, 0, reuse_views=False)
+
+
+def replayed_data(recipe: StudentRecipe, index: ImageIndex, cache: Cache) -> TrainingData:
+    """Training on a cache's views: the pixels that the teacher saw, and what it said of them.
+
+    Args:
+        recipe: the student's.
+        index: the cache's index over the data folder, from `teacher_cache.images.rebase`.
+        cache: an open cache.
+
+    Raises:
+        ReplayRefused: other pixel libraries, or views that the recipe wants otherwise.
+        MissingRecords: fewer views than epochs, and no leave to reuse them.
+        CacheError: a temperature whose tails the cache does not hold.
+    """
+    cached = cache.manifest.parsed_recipe()
+    cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    _require_same_views(recipe, cache)
+    epochs, views = recipe.schedule.epochs, cache.view_count
+    if epochs > views and not recipe.views.reuse:
+        raise MissingRecords(
+            f"cache holds views 0-{views - 1}, epoch {views} asks for view {views}: append views "
+            f"('cli.py cache-teacher ... --set views.count={epochs}') or set views.reuse = true"
+        )
+    temperatures = cached.topk.temperatures
+    if recipe.distill.temperature not in temperatures:
+        raise CacheError(
+            f"distill.temperature is {recipe.distill.temperature}, the cache holds tails for "
+            f"{', '.join(map(str, temperatures))}: choose one of these, or fill a cache with it"
+        )
+    renderer = ViewRenderer(
+        index=index,
+        policy=cached.views,
+        seed=cached.views.seed,
+        size=recipe.student.size or cached.views.size,
+        interpolation=cached.views.interpolation,
+        check_size=cached.views.size,
+    )
+    absent = absent_rows(cache)
+    return TrainingData(
+        index,
+        renderer,
+        cache,
+        cache.manifest.class_count,
+        np.array([row for row in range(len(index)) if row not in absent], np.int64),
+        temperatures.index(recipe.distill.temperature),
+        reuse_views=recipe.views.reuse,
+    )
+
+
+def _require_same_views(recipe: StudentRecipe, cache: Cache) -> None:
+    cached = cache.manifest.parsed_recipe().views.model_dump()
+    differing = [
+        f"views.{name} is {value!r} in the recipe, {cached[name]!r} in the cache"
+        for name, value in recipe.views.model_dump(exclude_unset=True, exclude={"reuse"}).items()
+        if cached[name] != value
+    ]
+    if differing:
+        raise ReplayRefused(
+            "; ".join(differing) + ": leave [views] to the cache, or fill a cache with these views"
+        )

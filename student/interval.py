@@ -1,0 +1,71 @@
+"""One logging interval: its losses stay on the device until it ends."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from student.batches import MicroBatch
+from teacher_cache.errors import UserError
+
+
+class TrainingError(UserError):
+    """A run that must not go on."""
+
+
+@dataclass(slots=True)
+class Interval:
+    """Losses since the last logged line, fetched from the device once an interval."""
+
+    keys: Sequence[str]
+    """Image keys by row, to name the images of a batch that went wrong."""
+    steps: list[int] = field(default_factory=list)
+    rows: list[np.ndarray] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+    images: int = 0
+
+    def add(self, step: int, step_batches: Sequence[MicroBatch], losses: Tensor) -> None:
+        """Remember one step without waiting for the device."""
+        self.steps.append(step)
+        self.rows.append(np.concatenate([batch.rows for batch in step_batches]))
+        self.losses.append(losses)
+        self.images += len(self.rows[-1])
+
+    def summarize(self) -> dict[str, float]:
+        """Means over the interval, which ends here.
+
+        Raises:
+            TrainingError: a loss that is not finite, with its step and images.
+        """
+        means = self.require_finite().mean(axis=0)
+        speed = self.images / (time.monotonic() - self.since)
+        self.steps, self.rows, self.losses = [], [], []
+        self.restart_clock()
+        return dict(zip(("loss", "ce", "kd"), means.tolist(), strict=True)) | {
+            "images_per_s": round(speed, 1)
+        }
+
+    def require_finite(self) -> np.ndarray:
+        """The interval's losses [steps, 3]; raises like `summarize`."""
+        if not self.losses:
+            return np.zeros((0, 3))
+        losses = torch.stack(self.losses).double().cpu().numpy()
+        bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
+        if len(bad):
+            at = int(bad[0])
+            keys = ", ".join(self.keys[row] for row in self.rows[at].tolist())
+            total, ce, kd = losses[at]
+            raise TrainingError(
+                f"the loss of step {self.steps[at]} is {total} (CE {ce}, KD {kd}), expected a "
+                "finite number: nothing was saved since the last good state; lower optimizer.lr, "
+                f"or look at the batch's images: {keys}"
+            )
+        return losses
+
+    def restart_clock(self) -> None:
+        """Leave what was not training out of the images a second."""
+        self.since, self.images = time.monotonic(), 0

@@ -1,0 +1,41 @@
+"""`metrics.jsonl`: one JSON object a logging interval, and one an evaluation."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from teacher_cache.durable import write_atomic
+
+
+def append_metrics(path: Path, metrics: Mapping[str, float]) -> None:
+    """Add one line."""
+    with path.open("a") as file:
+        file.write(json.dumps(dict(metrics)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """All whole lines; a line torn by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop what was written after the state that a run continues from, so no step stands twice."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def last_evaluation(path: Path, step: int) -> dict[str, float]:
+    """The figures of the evaluation after `step`, empty if there was none."""
+    found = [m for m in read_metrics(path) if m["step"] == step and "top1" in m]
+    return found[-1] if found else {}

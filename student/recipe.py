@@ -1,0 +1,140 @@
+"""The student's recipe: every default is the paper's (GhostNetV3, arXiv 2404.11202, sec. 4.1)."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from student.loss import Tail
+from student.reparam import ReparamSpec
+from teacher_cache.recipe import PositiveInt, Section
+from teacher_cache.views import ViewPolicy
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class StudentSection(Section):
+    """Which network is trained."""
+
+    model: str
+    """A timm model name, or `torchvision/NAME`."""
+    size: PositiveInt | None = None
+    """Pixels a side; None: the cache's views.size. Another size shows the same crops."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed through to the model's constructor."""
+
+
+class DistillSection(Section):
+    """L = (1 - alpha) CE + alpha tau^2 KL (eq. 3 and 4)."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Positive = 1.0
+    tail: Tail = Tail.BUCKET
+
+
+class OptimizerSection(Section):
+    """timm's optimizer and the batch it sees."""
+
+    name: str = "lamb"
+    lr: Positive = 0.005
+    weight_decay: NotNegative = 0.05
+    batch_size: PositiveInt = 2048
+    micro_batch: PositiveInt | None = None
+    """Images per forward pass; None: the whole batch. Gradients are accumulated over the batch."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed through to `timm.optim.create_optimizer_v2`."""
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"got micro_batch = {self.micro_batch}, expected a divisor of batch_size = "
+                f"{self.batch_size}"
+            )
+        return self
+
+
+class ScheduleSection(Section):
+    """Cosine per step, after a linear warm-up."""
+
+    epochs: PositiveInt = 600
+    min_lr: NotNegative = 0.0
+    warmup_epochs: NotNegative = 0.0
+
+
+class EmaSection(Section):
+    """Exponential moving average of the weights and of BatchNorm's statistics."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999
+    """None: no average is kept."""
+    warmup: bool = False
+    """Grow the decay as 1 - (1 + step)^(-2/3) up to `decay`: for runs of few steps."""
+
+
+class StudentViews(ViewPolicy):
+    """Views without a cache; with one, the cache's hold, and a key given here must agree."""
+
+    reuse: bool = False
+    """Let epoch e show view e mod V of a cache that holds V views."""
+    seed: int = 0
+    size: PositiveInt = 224
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class EvaluationSection(Section):
+    """The centre crop on which top-1 is measured."""
+
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """Size over the shorter side of the resized image."""
+    batch_size: PositiveInt = 256
+    every_epochs: PositiveInt = 1
+
+
+class LoaderSection(Section):
+    """Processes that decode and render; they change speed, never a weight."""
+
+    workers: Annotated[int, Field(ge=0)] = 2
+
+
+class RunSection(Section):
+    """What else decides the bytes of the weights, and how often the run reports and saves."""
+
+    seed: int = 0
+    threads: PositiveInt | None = None
+    """CPU threads of an operation (it changes rounding); None: torch's choice."""
+    channels_last: bool = False
+    """Memory format on the device (it changes rounding); which is faster differs by model."""
+    log_every_steps: PositiveInt = 50
+    checkpoint_every_s: Positive = 600.0
+    """Save this often within an epoch, too; each epoch's end saves in any case."""
+
+
+class StudentRecipe(Section):
+    """Everything that `train-student` needs to know besides where cache and data lie."""
+
+    student: StudentSection
+    distill: DistillSection = DistillSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    ema: EmaSection = EmaSection()
+    reparam: ReparamSpec = ReparamSpec()
+    views: StudentViews = StudentViews()
+    evaluation: EvaluationSection = EvaluationSection()
+    loader: LoaderSection = LoaderSection()
+    run: RunSection = RunSection()
+
+    @property
+    def micro_batch(self) -> int:
+        """Images per forward pass."""
+        return self.optimizer.micro_batch or self.optimizer.batch_size
+
+    def identity(self) -> dict[str, Any]:
+        """Every setting that decides the weights: what a resumed run must agree in."""
+        return self.model_dump(
+            mode="json",
+            exclude={
+                "loader": True,
+                "run": {"log_every_steps", "checkpoint_every_s"},
+                "evaluation": True,
+            },
+        )

@@ -1,0 +1,148 @@
+"""A run's folder: what it was started with, its checkpoints, metrics and summary."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from student.checkpoint import load_checkpoint
+from student.data import TrainingData
+from student.models import build_student
+from student.recipe import StudentRecipe
+from teacher_cache.durable import write_atomic
+from teacher_cache.errors import UserError
+from teacher_cache.recipe import parse_recipe
+from teacher_cache.weights import load_weights
+
+
+class RunError(UserError):
+    """A run's folder that cannot be used as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A folder with `run.json`, `last.pt`, `best.pt`, `metrics.jsonl` and `summary.json`."""
+
+    folder: Path
+    recipe: StudentRecipe
+    data_digest: Mapping[str, str]
+    class_ids: Mapping[str, int]
+    class_count: int
+    size: int
+    """Pixels a side of the student's input."""
+    interpolation: str
+
+    @property
+    def last(self) -> Path:
+        """The state that the run continues from."""
+        return self.folder / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best evaluation."""
+        return self.folder / "best.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The result; it exists once the run has ended."""
+        return self.folder / "summary.json"
+
+    def to_json(self) -> dict[str, Any]:
+        """What `run.json` holds."""
+        document = asdict(self)
+        return {**document, "folder": None, "recipe": self.recipe.model_dump(mode="json")}
+
+    @classmethod
+    def from_json(cls, folder: Path, document: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        recipe = parse_recipe(document["recipe"], StudentRecipe, source=str(folder / "run.json"))
+        return cls(**{**document, "folder": folder, "recipe": recipe})
+
+
+def start_or_continue(folder: Path, recipe: StudentRecipe, data: TrainingData) -> Run:
+    """Create the run's folder, or check that it holds a run of the same recipe and data.
+
+    Raises:
+        RunError: the folder holds another run, or something else.
+    """
+    run = Run(
+        folder=folder,
+        recipe=recipe,
+        data_digest=data.digest(),
+        class_ids=dict(data.index.class_ids),
+        class_count=data.class_count,
+        size=data.renderer.size,
+        interpolation=data.renderer.interpolation,
+    )
+    if (folder / "run.json").exists():
+        differing = _differences(open_run(folder), run)
+        if differing:
+            raise RunError(
+                f"{folder} holds another run: " + "; ".join(differing) + ": start the same command "
+                "to continue it, or choose another --out"
+            )
+        return run
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no run: choose another --out, or empty it")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "run.json", json.dumps(run.to_json(), indent=1).encode())
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """Open a run that was started earlier.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = folder / "run.json"
+    try:
+        return Run.from_json(folder, json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise RunError(f"{folder}: no run there; expected the --out of a train-student") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def load_network(run: Run) -> nn.Module:
+    """A run's network as trained so far: the averaged weights where an average is kept.
+
+    Raises:
+        WeightsError: no checkpoint, or a damaged one.
+    """
+    saved = load_checkpoint(run.last)
+    network = build_student(
+        run.recipe.student.model,
+        num_classes=run.class_count,
+        image_size=run.size,
+        reparam=run.recipe.reparam,
+        kwargs=run.recipe.student.kwargs,
+    )
+    load_weights(network, saved.ema or saved.model, source=str(run.last))
+    return network.eval()
+
+
+def _differences(there: Run, here: Run) -> list[str]:
+    mine, theirs = _flat(there), _flat(here)
+    return [
+        f"{name}: {mine.get(name)} there, {theirs.get(name)} asked for"
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name)
+    ]
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    settings = {
+        f"{section}.{key}": value
+        for section, table in run.recipe.identity().items()
+        for key, value in table.items()
+    }
+    return settings | {name: digest[:16] for name, digest in run.data_digest.items()}

@@ -1,0 +1,1 @@
+"""The contract between teacher and student: images, seeded views, pixels, top-k, the Zarr cache."""

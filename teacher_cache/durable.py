@@ -1,0 +1,60 @@
+"""Files that are either whole and on disk, or not there: the one owner of fsync and rename."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`; a crash leaves the old file or the new one, never a mixture."""
+    temporary = _write_beside(path, data)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def put_if_absent(path: Path, data: bytes) -> bool:
+    """Create `path` with `data`, whole or not at all; False when it exists already."""
+    temporary = _write_beside(path, data)
+    try:
+        os.link(temporary, path)  # unlike a rename, a link fails where the name is taken
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)
+    return True
+
+
+def sync_file(path: Path) -> None:
+    """Flush one file's bytes to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to disk, so that a new name survives a power cut."""
+    sync_file(path)
+
+
+def sync_tree(root: Path) -> None:
+    """Flush every file and folder below `root`, and `root` itself."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            sync_file(Path(folder) / name)
+        sync_folder(Path(folder))
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary

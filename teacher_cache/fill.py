@@ -1,0 +1,251 @@
+"""The one-off job: every missing tile rendered, shown to the teacher, and committed.
+
+B rows of a batch, G views of a tile, K kept classes, T temperatures.
+"""
+
+import platform
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from teacher_cache.errors import CacheError
+from teacher_cache.images import ImageIndex, ImagesError
+from teacher_cache.ledger import BlockId
+from teacher_cache.loader import Rendered, Request, ViewRenderer, rendered
+from teacher_cache.manifest import Manifest
+from teacher_cache.progress import Progress
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
+from teacher_cache.store import (
+    ROWS_PER_CHECK,
+    Block,
+    Cache,
+    append_views,
+    create_cache,
+    missing_blocks,
+    open_cache,
+    write_block,
+)
+from teacher_cache.teacher import Teacher
+from teacher_cache.topk import TopK, top_k
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One shard of rows under several views: the unit of work, so that one decode serves all."""
+
+    shard: int
+    views: tuple[int, ...]
+
+
+def open_or_create(root: Path, recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> Cache:
+    """Open the cache to go on filling it, append views if the recipe has more, or create it.
+
+    Raises:
+        CacheError: the cache was made from another recipe, data set, teacher or pixel library.
+    """
+    manifest = _manifest(recipe, index, teacher)
+    if not root.exists() or not any(root.iterdir()):
+        return create_cache(root, manifest, index)
+    cache = open_cache(root)
+    if differing := cache.manifest.differences(manifest):
+        raise CacheError(
+            f"cache {root} was made otherwise: " + "; ".join(differing) + ": use the same recipe, "
+            "data and weights to continue it, or another --out"
+        )
+    cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    if recipe.views.count < cache.view_count:
+        raise CacheError(
+            f"cache {root} holds {cache.view_count} views, the recipe asks for "
+            f"{recipe.views.count}: views are never taken away; set views.count = "
+            f"{cache.view_count} or more"
+        )
+    return append_views(cache, recipe.views.count)
+
+
+def missing_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
+    """What the ledger lacks, cut into tiles, lower views first."""
+
+    def place(block: BlockId) -> tuple[int, int]:
+        return block.view // views_per_tile, block.shard
+
+    blocks = sorted(missing_blocks(cache), key=place)
+    return [
+        Tile(shard, tuple(sorted(block.view for block in group)))
+        for (_, shard), group in groupby(blocks, key=place)
+    ]
+
+
+def fill(
+    cache: Cache,
+    index: ImageIndex,
+    teacher: Teacher,
+    recipe: CacheRecipe,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Progress]:
+    """Compute and commit every missing record; closing the iterator commits the tile at hand first.
+
+    A record depends on the recipe alone: batches are cut inside a block, the last one is padded to
+    the full batch size, and neither tile, rank, restart nor order reaches the teacher.
+
+    Args:
+        cache: from `open_or_create`.
+        index: the cache's rows over the data folder.
+        teacher: as in the cache's manifest.
+        recipe: batch size, tile size, workers, and what becomes of unreadable images.
+        rank: this process's number; processes take different tiles.
+        world_size: how many processes fill this cache.
+
+    Raises:
+        ImagesError: an unreadable image, unless `images.skip_unreadable`.
+        OSError: the disk is full or cannot be written; committed blocks stay.
+    """
+    tiles = missing_tiles(cache, recipe.storage.views_per_tile)[rank::world_size]
+    total = len(index) * cache.view_count
+    done = resumed = total - sum(len(cache.rows(b.shard)) for b in missing_blocks(cache))
+    batches = [_requests(cache, tile, recipe.teacher.batch_size) for tile in tiles]
+    stream = rendered(
+        _renderer(index, recipe),
+        [request for tile_batches in batches for request in tile_batches],
+        workers=recipe.loader.workers,
+    )
+    producer = _producer(teacher)
+    closing = False
+    for tile, tile_batches in zip(tiles, batches, strict=True):
+        answers: list[_Answer] = []
+        for _ in tile_batches:
+            answer = _ask(teacher, next(stream), recipe, index)
+            answers.append(answer)
+            done += len(answer.rows) * len(tile.views)
+            if not closing:
+                try:
+                    yield Progress(done, total, "records", resumed=resumed)
+                except GeneratorExit:
+                    closing = True  # finish and commit the tile, then stop
+        for g, view in enumerate(tile.views):
+            write_block(cache, _block(BlockId(view, tile.shard), g, answers), producer)
+        if closing:
+            return
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answer:
+    """The teacher's records of one batch of rows, one TopK a view."""
+
+    rows: np.ndarray
+    topk: tuple[TopK, ...]
+    checks: dict[tuple[int, int], int]
+    unreadable: frozenset[int]
+
+
+def _ask(teacher: Teacher, batch: Rendered, recipe: CacheRecipe, index: ImageIndex) -> _Answer:
+    if batch.unreadable and not recipe.images.skip_unreadable:
+        row, reason = next(iter(batch.unreadable.items()))
+        raise ImagesError(
+            f"{index.root / index.keys[row]}: {reason}: repair or remove it, or set "
+            "images.skip_unreadable = true to leave such images out"
+        )
+    rows = batch.request.rows
+    padding = recipe.teacher.batch_size - len(rows)
+    absent = np.isin(rows, list(batch.unreadable))
+    topk = []
+    for pixels_BHWC in batch.pixels_GBHWC:
+        full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else pixels_BHWC
+        logits_BC = teacher.logits(full)[: len(rows)]
+        kept = top_k(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures)
+        topk.append(_without(kept, absent))
+    return _Answer(rows, tuple(topk), batch.checks, frozenset(batch.unreadable))
+
+
+def _without(topk: TopK, absent_B: np.ndarray) -> TopK:
+    """Fill values in the absent rows."""
+    if absent_B.any():
+        topk.ids_BK[absent_B] = np.iinfo(topk.ids_BK.dtype).max
+        topk.logp_BK[absent_B] = np.nan
+        topk.tail_BT[absent_B] = np.nan
+    return topk
+
+
+def _block(block: BlockId, g: int, answers: list[_Answer]) -> Block:
+    topk = TopK(
+        np.concatenate([answer.topk[g].ids_BK for answer in answers]),
+        np.concatenate([answer.topk[g].logp_BK for answer in answers]),
+        np.concatenate([answer.topk[g].tail_BT for answer in answers]),
+    )
+    start = int(answers[0].rows[0])
+    check = np.zeros(-(-len(topk.ids_BK) // ROWS_PER_CHECK), np.uint32)
+    absent: set[int] = set()
+    for answer in answers:
+        absent |= answer.unreadable
+        for (view, row), crc in answer.checks.items():
+            if view == block.view:
+                check[(row - start) // ROWS_PER_CHECK] = crc
+    return Block(block, topk, check, tuple(sorted(absent)))
+
+
+def _requests(cache: Cache, tile: Tile, batch_size: int) -> list[Request]:
+    rows = np.array(cache.rows(tile.shard))
+    return [
+        Request(rows[start : start + batch_size], tile.views)
+        for start in range(0, len(rows), batch_size)
+    ]
+
+
+def _renderer(index: ImageIndex, recipe: CacheRecipe) -> ViewRenderer:
+    views = recipe.views
+    return ViewRenderer(
+        index=index,
+        policy=views,
+        seed=views.seed,
+        size=views.size,
+        interpolation=views.interpolation,
+        check_size=views.size,
+    )
+
+
+def _manifest(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> Manifest:
+    if recipe.topk.k > teacher.class_count:
+        raise CacheError(
+            f"topk.k is {recipe.topk.k}, the teacher has {teacher.class_count} classes: "
+            f"set topk.k = {teacher.class_count} or less"
+        )
+    return Manifest(
+        recipe=recipe.model_dump(mode="json"),
+        recipe_digest=recipe.digest(),
+        index_digest=index.digest(),
+        teacher_weights_sha256=teacher.weights_sha256,
+        class_count=teacher.class_count,
+        pixel_engine=PIXEL_ENGINE,
+        pixel_libraries=pixel_libraries(),
+        versions={name: version(name) for name in ("torch", "timm", "zarr", "numcodecs")},
+    )
+
+
+def _producer(teacher: Teacher) -> dict[str, str]:
+    cuda = teacher.device.type == "cuda"
+    return {
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name(teacher.device) if cuda else _cpu_model(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        names = (
+            line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line
+        )
+        return next(names, platform.machine())
+    except OSError:
+        return platform.machine()

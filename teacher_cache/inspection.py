@@ -1,0 +1,46 @@
+"""What a cache holds, read off the manifest and the ledger, not off the records."""
+
+from typing import Any
+
+from teacher_cache.errors import DamagedRecords
+from teacher_cache.ledger import committed_blocks, read_entry
+from teacher_cache.store import Cache, missing_blocks
+
+
+def inspect(cache: Cache) -> dict[str, Any]:
+    """Facts by name: what it was made from, how far it is filled, what it weighs.
+
+    Raises:
+        DamagedRecords: a ledger entry that cannot be read.
+    """
+    recipe = cache.manifest.parsed_recipe()
+    entries = [read_entry(cache.root, block) for block in sorted(committed_blocks(cache.root))]
+    if None in entries:
+        raise DamagedRecords(f"{cache.root}: its ledger changed while it was read: try again")
+    known = [entry for entry in entries if entry is not None]
+    records = sum(len(cache.rows(entry.block.shard)) for entry in known)
+    stored = sum(file.size for entry in known for file in entry.files)
+    everything = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
+    absent = sorted({row for entry in known for row in entry.absent_rows})
+    missing = {block.view for block in missing_blocks(cache)}
+    return {
+        "cache": str(cache.root),
+        "teacher": recipe.teacher.model,
+        "teacher weights": cache.manifest.teacher_weights_sha256,
+        "recipe digest": cache.manifest.recipe_digest,
+        "images": len(cache.index),
+        "classes": cache.manifest.class_count,
+        "views": cache.view_count,
+        "complete views": cache.view_count - len(missing),
+        "size": recipe.views.size,
+        "k": recipe.topk.k,
+        "temperatures": list(recipe.topk.temperatures),
+        "records": records,
+        "records of a full cache": len(cache.index) * cache.view_count,
+        "bytes of records": stored,
+        "bytes of index and metadata": everything - stored,
+        "bytes a record": round(stored / records, 1) if records else None,
+        "bytes a record, all counted": round(everything / records, 1) if records else None,
+        "pixel engine": cache.manifest.pixel_engine,
+        "absent images": [cache.index.keys[row] for row in absent],
+    }

@@ -1,0 +1,152 @@
+"""Pixels in bulk: rows x views rendered in worker processes, in the order asked for.
+
+G views, B rows.
+"""
+
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from teacher_cache.images import ImageIndex
+from teacher_cache.render import UnreadableImage, decode_image, pixel_crc, render, render_center
+from teacher_cache.store import ROWS_PER_CHECK
+from teacher_cache.views import View, ViewPolicy, sample_view
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """Which pixels to render: every row under every view."""
+
+    rows: np.ndarray
+    """int64 [B] rows of the index."""
+    views: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendered:
+    """The pixels of one request."""
+
+    request: Request
+    pixels_GBHWC: Tensor
+    """uint8; zeros where the image is unreadable."""
+    checks: dict[tuple[int, int], int]
+    """(view, row) -> CRC-32 of the pixels at the cache's size, for the rows that are checked."""
+    unreadable: dict[int, str]
+    """Row -> why its image could not be read."""
+
+
+class Renderer(Protocol):
+    """Whatever turns a request into pixels; it runs in the workers, so it is picklable."""
+
+    def __call__(self, request: Request) -> Rendered:
+        """Render one request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewRenderer:
+    """Seeded views of training images."""
+
+    index: ImageIndex
+    policy: ViewPolicy
+    seed: int
+    size: int
+    interpolation: str
+    check_size: int
+    """The size at which checked rows' pixels are summed: the cache's."""
+
+    def __call__(self, request: Request) -> Rendered:
+        """Decode each image once, render it under every view, sum the checked ones."""
+        pixels = _black(len(request.views), len(request.rows), self.size)
+        checks: dict[tuple[int, int], int] = {}
+        unreadable: dict[int, str] = {}
+        for b, row, image in _decoded(self.index, request.rows, unreadable):
+            key = self.index.keys[row]
+            for g, number in enumerate(request.views):
+                view = sample_view(self.policy, seed=self.seed, key=key, view=number)
+                pixels[g, b] = torch.from_numpy(self._render(image, view, self.size))
+                if row % ROWS_PER_CHECK == number % ROWS_PER_CHECK:
+                    checks[number, row] = pixel_crc(self._render(image, view, self.check_size))
+        return Rendered(request, pixels, checks, unreadable)
+
+    def _render(self, image: Image, view: View, size: int) -> np.ndarray:
+        return render(image, view, size=size, interpolation=self.interpolation)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CenterRenderer:
+    """The one centre crop of evaluation images; a request's views are ignored."""
+
+    index: ImageIndex
+    size: int
+    crop_ratio: float
+    interpolation: str
+
+    def __call__(self, request: Request) -> Rendered:
+        """Decode and crop each image."""
+        pixels = _black(1, len(request.rows), self.size)
+        unreadable: dict[int, str] = {}
+        for b, _, image in _decoded(self.index, request.rows, unreadable):
+            crop = render_center(
+                image,
+                size=self.size,
+                crop_ratio=self.crop_ratio,
+                interpolation=self.interpolation,
+            )
+            pixels[0, b] = torch.from_numpy(crop)
+        return Rendered(request, pixels, {}, unreadable)
+
+
+def rendered(
+    renderer: Renderer, requests: Iterable[Request], *, workers: int
+) -> Iterator[Rendered]:
+    """Render requests in order, ahead of the reader, in `workers` processes (0: in this one)."""
+    loader: DataLoader[Rendered] = DataLoader(
+        _Requests(renderer),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+    )
+    return iter(loader)
+
+
+class _Requests(Dataset[Rendered]):
+    """The adapter that DataLoader wants: its sampler yields requests, this renders one."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+
+    def __getitem__(self, request: Request) -> Rendered:
+        return self.renderer(request)
+
+
+def _leave_interrupts_to_the_parent(_worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the parent finishes its step, so workers must go on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _black(views: int, rows: int, size: int) -> Tensor:
+    return torch.zeros((views, rows, size, size, 3), dtype=torch.uint8)
+
+
+def _decoded(
+    index: ImageIndex, rows: np.ndarray, unreadable: dict[int, str]
+) -> Iterator[tuple[int, int, Image]]:
+    """(position, row, image) of every readable row; the others are written into `unreadable`."""
+    for position, row in enumerate(rows.tolist()):
+        try:
+            image = decode_image(index.read(row))
+        except (UnreadableImage, OSError) as error:
+            unreadable[row] = str(error)
+            continue
+        yield position, row, image

@@ -1,0 +1,238 @@
+"""Recipes: frozen, typed settings read from TOML; the edge where bad input is named and refused."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from teacher_cache.errors import UserError
+from teacher_cache.views import ViewPolicy
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be read, or a key or value in it that is not understood."""
+
+    exit_code = 2  # usage
+
+
+class Section(BaseModel):
+    """One table of a recipe: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TeacherSection(Section):
+    """Which network gives the targets, and from where its weights come."""
+
+    model: str
+    """Any timm model name."""
+    pretrained: bool = True
+    """Fetch timm's weights; false: random weights from `seed`, one class per data class."""
+    checkpoint: Path | None = None
+    """Local weights instead: safetensors, or a state dict readable with `weights_only=True`."""
+    batch_size: PositiveInt = 64
+    """Images per forward pass; it can change the last bits of logits, so it is in the digest."""
+    seed: int = 0
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed through to `timm.create_model`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source_of_weights(cls, table: Any) -> Any:
+        if isinstance(table, dict) and table.get("checkpoint") is not None:
+            if table.get("pretrained"):
+                raise ValueError(
+                    "got pretrained = true and a checkpoint, expected one source: drop one of them"
+                )
+            return {**table, "pretrained": False}
+        return table
+
+
+class ViewsSection(ViewPolicy):
+    """How many views, from which seed, rendered how large; the rest is the views' distribution."""
+
+    count: PositiveInt
+    seed: int = 0
+    size: PositiveInt = 224
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class TopKSection(Section):
+    """What is kept of the teacher's logits."""
+
+    k: PositiveInt = 20
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0, 4.0)
+    """The temperatures at which the tail's log-mass is stored; training may use any of them."""
+
+    @model_validator(mode="after")
+    def _temperatures_differ(self) -> Self:
+        if not self.temperatures or len(set(self.temperatures)) != len(self.temperatures):
+            msg = f"got temperatures {self.temperatures}, expected one or more, each once"
+            raise ValueError(msg)
+        return self
+
+
+class StorageSection(Section):
+    """How records are cut into shards, and shards into units of work."""
+
+    rows_per_shard: PositiveInt = 32_768
+    views_per_tile: PositiveInt = 4
+    """Views filled from one decode of an image; it changes no record."""
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        rows = self.rows_per_shard
+        if rows % 32 or (rows > 4096 and rows % 4096):
+            msg = f"got rows_per_shard = {rows}, expected a multiple of 32, and of 4096 above 4096"
+            raise ValueError(msg)
+        return self
+
+
+class ImagesSection(Section):
+    """How the data folder is read."""
+
+    skip_unreadable: bool = False
+    """Leave unreadable images out (their rows are marked absent) instead of stopping."""
+    class_map: Path | None = None
+    """JSON object from class folder to the teacher's class id, where the two differ."""
+
+
+class LoaderSection(Section):
+    """Processes that decode and render; they change speed, never a pixel."""
+
+    workers: Annotated[int, Field(ge=0)] = 2
+
+
+class CacheRecipe(Section):
+    """Everything that `cache-teacher` needs to know besides where the data lies."""
+
+    teacher: TeacherSection
+    views: ViewsSection
+    topk: TopKSection = TopKSection()
+    storage: StorageSection = StorageSection()
+    images: ImagesSection = ImagesSection()
+    loader: LoaderSection = LoaderSection()
+
+    def data_settings(self) -> dict[str, Any]:
+        """Every setting that changes a record: what the digest covers.
+
+        Left out: how many views there are (they can be appended), tile and worker counts, what
+        happens to unreadable images, and file paths (weights and labels have digests of their own).
+        """
+        return self.model_dump(
+            mode="json",
+            include={
+                "teacher": {"model", "pretrained", "batch_size", "seed", "kwargs"},
+                "views": set(ViewsSection.model_fields) - {"count"},
+                "topk": True,
+                "storage": {"rows_per_shard"},
+            },
+        )
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of `data_settings`: two caches with equal digests agree."""
+        return digest_of(self.data_settings())
+
+
+def digest_of(value: object) -> str:
+    """SHA-256, in hexadecimal, of a JSON value in its canonical spelling."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+Recipe = TypeVar("Recipe", bound=Section)
+
+
+def load_recipe(
+    path: Path, kind: type[Recipe], *, overrides: Iterable[str] = (), package: str
+) -> Recipe:
+    """Read a TOML recipe and apply `section.key=value` overrides.
+
+    Args:
+        path: a file, or the name of a recipe that ships with `package` (with or without `.toml`).
+        kind: `CacheRecipe` or `StudentRecipe`.
+        overrides: what the user passed with `--set`; values are TOML, or else plain strings.
+        package: where shipped recipes lie, such as `teacher_cache`.
+
+    Raises:
+        RecipeError: naming the file, the key, what it got and what it expected.
+    """
+    document = _read_toml(path, package)
+    for override in overrides:
+        _apply(document, override)
+    return parse_recipe(document, kind, source=str(path))
+
+
+def parse_recipe(document: Mapping[str, Any], kind: type[Recipe], *, source: str) -> Recipe:
+    """Validate a recipe that was read already; `source` names it in errors."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(problem, kind) for problem in error.errors()]
+        raise RecipeError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _read_toml(path: Path, package: str) -> dict[str, Any]:
+    shipped = resources.files(package) / "recipes"
+    found = path if path.is_file() else shipped / f"{path.name.removesuffix('.toml')}.toml"
+    if not found.is_file():
+        names = sorted(f.name.removesuffix(".toml") for f in shipped.iterdir())
+        raise RecipeError(
+            f"{path}: no such file; give the path of a .toml file, or a shipped recipe: "
+            + ", ".join(names)
+        )
+    try:
+        return tomllib.loads(found.read_bytes().decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *sections, key = name.strip().split(".")
+    if not equals or not sections or not all(sections) or not key:
+        raise RecipeError(f"--set got {override!r}, expected section.key=value")
+    table = document
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override}: {section} is a value, expected a section")
+    table[key] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: --set teacher.model=resnet10t
+
+
+def _explain(problem: Any, kind: type[BaseModel]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(kind, problem["loc"][:-1])
+        close = get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "expected one of " + ", ".join(known)
+        return f"{place}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{place}: missing, and it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
+    return f"{place}: {message}{got}"
+
+
+def _known_keys(kind: type[BaseModel], sections: tuple[str | int, ...]) -> list[str]:
+    for section in sections:
+        annotation = kind.model_fields[str(section)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return sorted(kind.model_fields)

@@ -1,0 +1,154 @@
+"""The frozen teacher: a timm network, its weights' digest, and its own normalisation.
+
+B images, C classes.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from teacher_cache.errors import UserError
+from teacher_cache.normalize import Normalization
+from teacher_cache.recipe import TeacherSection
+from teacher_cache.weights import WeightsError, load_weights, read_weights
+
+
+class TeacherError(UserError):
+    """A teacher that cannot be built, or that does not fit the data."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """A network in evaluation mode on its device."""
+
+    network: nn.Module
+    normalization: Normalization
+    class_count: int
+    weights_sha256: str
+    device: torch.device
+
+    def logits(self, pixels_BHWC: Tensor) -> Tensor:
+        """uint8 [B, size, size, 3] pixels -> float32 [B, C] logits.
+
+        On CUDA the features run in bfloat16 and the head in float32: bfloat16 logits tie within
+        the top 21 in most rows.
+        """
+        images = self.normalization.images(pixels_BHWC)
+        network: Any = self.network
+        with torch.inference_mode():
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"
+            ):
+                features = network.forward_features(images)
+            logits: Tensor = network.forward_head(features.float())
+        return logits.float()
+
+
+def load_teacher(
+    section: TeacherSection,
+    *,
+    class_count: int,
+    has_class_map: bool,
+    size: int,
+    device: torch.device,
+) -> Teacher:
+    """Build the recipe's teacher with its weights.
+
+    Args:
+        section: the recipe's `[teacher]`.
+        class_count: classes of the data; a teacher with random weights gets as many.
+        has_class_map: the data's labels are the teacher's ids already, so it may know more classes.
+        size: pixels a side of the views.
+        device: where it runs.
+
+    Raises:
+        TeacherError: unknown model, weights that cannot be fetched or read or do not fit, another
+            input size, or a class count that disagrees with the data's.
+    """
+    network = _build(section, class_count)
+    known = int(network.num_classes)  # type: ignore[arg-type]
+    if known != class_count and not (has_class_map and known > class_count):
+        raise TeacherError(
+            f"teacher {section.model} knows {known} classes, the data has {class_count}: use a "
+            "teacher of the data's classes, set images.class_map to a JSON file from class folder "
+            "to the teacher's class id, or set teacher.pretrained = false"
+        )
+    expected = resolve_model_data_config(network)["input_size"][-1]
+    if getattr(network, "pretrained_cfg", {}).get("fixed_input_size") and expected != size:
+        raise TeacherError(
+            f"views.size is {size}, teacher {section.model} takes {expected} px: set views.size = "
+            f"{expected}, or teacher.kwargs.img_size = {size} where the model allows it"
+        )
+    network.requires_grad_(requires_grad=False).eval()
+    return Teacher(
+        network=network.to(device),
+        normalization=Normalization.of(network, device),
+        class_count=known,
+        weights_sha256=weights_sha256(network),
+        device=device,
+    )
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """SHA-256, in hexadecimal, of names, shapes and bytes of every parameter and buffer."""
+    sha = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        sha.update(f"{name}\0{tuple(value.shape)}\0{value.dtype}\0".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def _build(section: TeacherSection, class_count: int) -> nn.Module:
+    if not timm.is_model(section.model):
+        close = get_close_matches(section.model, timm.list_models(), n=5, cutoff=0.4)
+        raise TeacherError(
+            f"teacher.model {section.model!r} is no timm model; similar: {', '.join(close)}"
+        )
+    if section.checkpoint is None:
+        kwargs = {} if section.pretrained else {"num_classes": class_count}
+        return _create(section, pretrained=section.pretrained, kwargs=kwargs)
+    try:
+        state = read_weights(section.checkpoint)
+        kwargs = {"num_classes": _classes_of(section.model, state) or class_count}
+        network = _create(section, pretrained=False, kwargs=kwargs)
+        load_weights(network, state, source=f"teacher.checkpoint {section.checkpoint}")
+    except WeightsError as error:
+        raise TeacherError(str(error)) from None
+    return network
+
+
+def _create(section: TeacherSection, *, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(section.seed)
+            network: nn.Module = timm.create_model(
+                section.model, pretrained=pretrained, **{**kwargs, **section.kwargs}
+            )
+    except Exception as error:  # hub, network and constructor errors have no common type
+        raise TeacherError(
+            f"teacher {section.model} (pretrained = {pretrained}) could not be built: "
+            f"{_first_line(error)}: check the network or the hub's cache and teacher.kwargs, name a "
+            "local teacher.checkpoint, or set teacher.pretrained = false"
+        ) from error
+    return network
+
+
+def _classes_of(model: str, state: Mapping[str, Tensor]) -> int | None:
+    """The class count that saved weights were trained for, read off the classifier's shape."""
+    config = timm.get_pretrained_cfg(model)
+    name = config.classifier if config else None
+    head = state.get(f"{name}.weight") if isinstance(name, str) else None
+    return None if head is None else head.shape[0]
+
+
+def _first_line(error: Exception) -> str:
+    return (
+        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+    )

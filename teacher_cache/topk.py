@@ -1,0 +1,114 @@
+"""Teacher logits -> the top-k records that the cache stores. Pure.
+
+Shapes: B rows, K kept classes, C classes, T temperatures.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LOWEST_LOGP = -65504.0
+"""The lowest finite float16, in nats: lower log-probabilities are stored as this."""
+
+FILL_ID = 65535
+"""The `ids` array's fill value: a uint16 class id must stay below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The teacher's answer for B rows, as the cache stores it (all natural logarithms)."""
+
+    ids_BK: np.ndarray
+    """Class ids, best first, equal logits by lower id; uint16, uint32 past 65,535 classes."""
+    logp_BK: np.ndarray
+    """float16: logit minus the row's logsumexp over all C classes, at temperature 1."""
+    tail_BT: np.ndarray
+    """float16: per temperature tau, logsumexp of logp / tau over the C - K other classes."""
+
+
+def top_k(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> TopK:
+    """Keep the k best classes of every row and, per temperature, the log-mass of all others.
+
+    With the tail, `softmax([logp / tau, tail_tau])` is the teacher's softmax at tau: exact on the
+    kept classes and in total (GhostNetV3, arXiv 2404.11202, eq. 4, on k classes and one bucket).
+
+    Args:
+        logits_BC: float32 [B, C] on any device, finite.
+        k: how many classes to keep, 1 to C.
+        temperatures: the T temperatures whose tails are kept, each above 0.
+
+    Returns:
+        ids [B, k], logp [B, k], tail [B, T]. The tail is -inf where k = C and only there: finite
+        values below float16's range are stored as -65504.
+
+    Raises:
+        ValueError: k or a temperature out of range, logits that are not [B, C] float32, or
+            non-finite logits (the message names the rows).
+    """
+    _check(logits_BC, k=k, temperatures=temperatures)
+    logits_BC = logits_BC.detach()
+    classes = logits_BC.shape[1]
+    kept_BC = _kept(logits_BC, k)
+    # nonzero lists each row's ids upwards, so a stable sort leaves equal logits by lower id.
+    ids_BK = kept_BC.nonzero()[:, 1].view(-1, k)
+    order_BK = logits_BC.gather(1, ids_BK).sort(dim=1, descending=True, stable=True).indices
+    ids_BK = ids_BK.gather(1, order_BK)
+    # float64, since the tails sum up to tens of thousands of small terms.
+    logp_BC = logits_BC.double()
+    logp_BC -= torch.logsumexp(logp_BC, dim=1, keepdim=True)
+    logp_BK = logp_BC.gather(1, ids_BK)
+    logp_BC.masked_fill_(kept_BC, -torch.inf)
+    tail_BT = logp_BC.new_empty(len(logp_BC), len(temperatures))
+    for column, tau in enumerate(temperatures):
+        tail_BT[:, column] = torch.logsumexp(logp_BC / tau, dim=1)
+    return TopK(
+        ids_BK=ids_BK.cpu().numpy().astype(np.uint16 if classes <= FILL_ID else np.uint32),
+        logp_BK=_float16(logp_BK),
+        tail_BT=_float16(tail_BT),
+    )
+
+
+def _kept(logits_BC: Tensor, k: int) -> Tensor:
+    """Which classes are among the k best, bool [B, C], exactly k a row."""
+    # torch.topk does not say which of several equal logits it takes, so it only gives the limit.
+    limit_B1 = torch.topk(logits_BC, k, dim=1, sorted=True).values[:, -1:]
+    above_BC = logits_BC > limit_B1
+    equal_BC = logits_BC == limit_B1
+    places_B1 = k - above_BC.sum(dim=1, keepdim=True)
+    return above_BC | (equal_BC & (equal_BC.cumsum(dim=1) <= places_B1))
+
+
+def _float16(values: Tensor) -> np.ndarray:
+    # The sum over no classes is exactly zero and stays -inf; a finite logarithm stays finite.
+    clamped = torch.where(values.isneginf(), values, values.clamp(min=LOWEST_LOGP))
+    return clamped.cpu().numpy().astype(np.float16)
+
+
+def _check(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> None:
+    if logits_BC.ndim != 2 or logits_BC.dtype != torch.float32:
+        raise ValueError(
+            f"logits are {logits_BC.dtype} {tuple(logits_BC.shape)}, expected torch.float32 [B, C]:"
+            " run the teacher's classifier head in float32 (half-precision logits tie)"
+        )
+    classes = logits_BC.shape[1]
+    if not 1 <= k <= classes:
+        raise ValueError(
+            f"k is {k}, expected 1 to {classes} (the teacher's classes): change topk.k"
+        )
+    bad_temperatures = [tau for tau in temperatures if not (tau > 0 and math.isfinite(tau))]
+    if bad_temperatures:
+        raise ValueError(
+            f"temperatures hold {bad_temperatures}, expected finite numbers above 0: "
+            "change topk.temperatures"
+        )
+    bad_rows = torch.nonzero(~logits_BC.isfinite().all(dim=1)).flatten().tolist()
+    if bad_rows:
+        more = f" and {len(bad_rows) - 8} more" if len(bad_rows) > 8 else ""
+        raise ValueError(
+            f"logits are not finite in rows {', '.join(map(str, bad_rows[:8]))}{more} of "
+            f"{len(logits_BC)}, expected finite ones: check the teacher's weights and precision"
+        )
