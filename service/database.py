@@ -1,7 +1,7 @@
 """Connections to the database of job records: a SQLite file by default, PostgreSQL by URL.
 
-A connection lives only as long as one call: nothing is held that a forked child could inherit, and
-a file that was deleted or replaced is noticed at the next call.
+A connection lives only as long as one call, so that a file that was deleted or replaced is noticed
+at the next one.
 """
 
 import os
@@ -87,6 +87,21 @@ class Database:
             metadata.create_all(connection)
             if not _has_schema(connection):
                 connection.execute(insert(schema_table).values(version=SCHEMA_VERSION))
+
+    def hold_open(self) -> Connection | None:
+        """Return a connection that a writer keeps, unused, until its job ends; None if none helps.
+
+        The last connection that leaves a SQLite file locks all others out while it empties the WAL.
+        With one that stays that is not at every write, where a process that is stopped at that
+        moment would lock every reader out for as long.
+        """
+        if self._file is None:
+            return None
+        with _as_store_errors():
+            connection = self._engine.connect()
+            connection.scalar(select(schema_table.c.version))  # a file is entered when it is read
+            connection.rollback()
+        return connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

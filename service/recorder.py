@@ -21,7 +21,7 @@ from typing import Any, Self, cast
 from service.database import default_url
 from service.jobs import State, job_id, public_text, public_value
 from service.store import open_store
-from service.writer import Change, JobIdentity, Outbox, Pace, RecordWriter, Report
+from service.writer import Change, JobIdentity, Outbox, Pace, Report, store_outbox
 
 QUEUE_LENGTH = 1024
 """Reports of progress kept in memory; a further one drops the oldest."""
@@ -77,8 +77,10 @@ class Recorder:
             # Opened here, not in the thread: a driver's import that is under way there when the
             # job forks would leave the child with a locked module.
             store = open_store(default_url() if url is None else url)
-            writer = RecordWriter(store, self._job, self._outbox, self._pace)
-            thread = threading.Thread(target=writer.run, name="job-record", daemon=True)
+            parts = (store, self._job, self._outbox, self._pace)
+            thread = threading.Thread(
+                target=store_outbox, args=parts, name="job-record", daemon=True
+            )
             thread.start()
         except Exception as error:  # noqa: BLE001 - without a thread there is no record, but a job
             self._outbox.warn_once(self.job_id, error)

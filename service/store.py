@@ -56,6 +56,10 @@ class JobStore:
         """Make the database and its tables where they are missing; writers call it first."""
         self._database.prepare()
 
+    def hold_open(self) -> Connection | None:
+        """Return a connection to keep, unused, and close when the job ends; None if none helps."""
+        return self._database.hold_open()
+
     def create(
         self, job_id: str, *, kind: str, unit: str, host: str, pid: int, config: Mapping[str, Any]
     ) -> None:

@@ -10,7 +10,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+
+from sqlalchemy import Connection
 
 from service.database import StoreRefusedError
 from service.jobs import (
@@ -93,8 +96,17 @@ class Outbox:
             )
 
 
+def store_outbox(store: JobStore, job: JobIdentity, outbox: Outbox, pace: Pace) -> None:
+    """Store a job's outbox until it closes: what the recorder's thread does.
+
+    The writer and its connection are known to this thread's stack alone, which a forked child
+    never unwinds: closing a connection of its parent is what SQLite forbids a child.
+    """
+    RecordWriter(store, job, outbox, pace).run()
+
+
 class RecordWriter:
-    """Stores one job's outbox; all of it runs in the recorder's thread."""
+    """Stores one job's outbox, in one thread."""
 
     def __init__(self, store: JobStore, job: JobIdentity, outbox: Outbox, pace: Pace) -> None:
         self._store = store
@@ -107,12 +119,19 @@ class RecordWriter:
         self._latest: Report | None = None
         self._metrics: dict[str, float | None] = {}
         self._latest_stored = True
+        self._held: Connection | None = None
         self._failing = False
         self._attempted_s = float("-inf")
         self._written_s = float("-inf")
 
     def run(self) -> None:
         """Store until the outbox closes, then once more; return early if the store is refused."""
+        try:
+            self._store_until_closed()
+        finally:
+            self._release()
+
+    def _store_until_closed(self) -> None:
         while not self._outbox.closing.is_set():
             self._outbox.wake.wait(self._pace.write_s)
             self._outbox.wake.clear()
@@ -141,6 +160,7 @@ class RecordWriter:
             self._failing = True
             self._created = False
             self._changes_stored = 0
+            self._release()
         else:
             self._failing = False
         return True
@@ -186,12 +206,19 @@ class RecordWriter:
     def _create(self) -> None:
         job = self._job
         self._store.prepare()
+        self._held = self._store.hold_open()
         self._store.create(
             job.id, kind=job.kind, unit=job.unit, host=job.host, pid=job.pid, config=job.config
         )
         self._created = True
         self._written_s = time.monotonic()
         self._latest_stored = self._latest is None
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            with suppress(Exception):
+                held.close()
 
     def _make(self, change: Change) -> None:
         try:

@@ -84,6 +84,8 @@ def batches(
         MissingRecords, DamagedRecords: from the cache.
     """
     stream = rendered(data.renderer, _requests(data, plan, start_step), workers=workers)
+    if start_step == plan.total_steps:
+        return
     first_epoch = start_step // plan.steps_per_epoch
     views = [data.view_of(epoch) for epoch in range(first_epoch, plan.epochs)]
     slabs: Iterable[Slab | None] = (

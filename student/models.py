@@ -158,7 +158,8 @@ def _try(model: nn.Module, example: Tensor, *, name: str, num_classes: int) -> N
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(
             f"{name} does not run on RGB images of {size} px: choose a larger size "
-            f"(GhostNetV2 and V3 need more than 32), other student.kwargs or another model ({error})"
+            "(GhostNetV2 and V3 need more than 32), other student.kwargs or another model "
+            f"({error})"
         ) from error
     finally:
         model.train()

@@ -114,11 +114,13 @@ def _encode(entry: LedgerEntry) -> bytes:
         "producer": dict(entry.producer),
     }
     document["entry_crc32c"] = f"{crc32c_of(_canonical(document)):08x}"
-    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+    return json.dumps(document, indent=1).encode() + b"\n"
 
 
 def _decode(data: bytes, block: BlockId) -> LedgerEntry:
     document = json.loads(data)
+    if not isinstance(document, dict):
+        raise TypeError("it is no JSON object")
     stated = int(document.pop("entry_crc32c"), 16)
     if crc32c_of(_canonical(document)) != stated:
         raise ValueError("its own checksum does not match")

@@ -318,8 +318,9 @@ def _split(joined: np.ndarray) -> tuple[str, ...]:
 
 
 def _open(root: Path, name: str, mode: Any = "r") -> Any:
-    # write_empty_chunks is not stored: without it, a chunk of fill values would not be written
-    return zarr.open_array(root / name, mode=mode, config={"write_empty_chunks": True})
+    # A chunk of fill values must be written, too. The setting is not stored with the array, and
+    # open_array(config=...) of zarr 3.1.6 ignores it.
+    return zarr.open_array(root / name, mode=mode).with_config({"write_empty_chunks": True})
 
 
 def _pcodec() -> Any:

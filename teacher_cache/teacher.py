@@ -80,13 +80,8 @@ def load_teacher(
             "teacher of the data's classes, set images.class_map to a JSON file from class folder "
             "to the teacher's class id, or set teacher.pretrained = false"
         )
-    expected = resolve_model_data_config(network)["input_size"][-1]
-    if getattr(network, "pretrained_cfg", {}).get("fixed_input_size") and expected != size:
-        raise TeacherError(
-            f"views.size is {size}, teacher {section.model} takes {expected} px: set views.size = "
-            f"{expected}, or teacher.kwargs.img_size = {size} where the model allows it"
-        )
     network.requires_grad_(requires_grad=False).eval()
+    _try(network, section, size)
     return Teacher(
         network=network.to(device),
         normalization=Normalization.of(network, device),
@@ -94,6 +89,19 @@ def load_teacher(
         weights_sha256=weights_sha256(network),
         device=device,
     )
+
+
+def _try(network: nn.Module, section: TeacherSection, size: int) -> None:
+    """One image through the network: not every architecture takes every size."""
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        takes = resolve_model_data_config(network)["input_size"][-1]
+        raise TeacherError(
+            f"teacher {section.model} does not run on views.size = {size} ({_first_line(error)}): "
+            f"set views.size = {takes}, or teacher.kwargs.img_size = {size} where it allows that"
+        ) from None
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -46,8 +46,7 @@ _HALF = 1 << 31
 _ONE_Q32 = 1 << 32
 _TABLE_SHIFT = 32 - 12  # a Q32 uniform to an index into 4,096 quantiles
 
-MAX_LEVEL_Q16 = 10 << 16
-"""RandAugment's highest level, 10 (timm's `_LEVEL_DENOM`), in Q16."""
+_MAX_LEVEL_Q16 = 10 << 16  # timm's `_LEVEL_DENOM`
 
 RAND_AUGMENT_OPS = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd"),
@@ -229,7 +228,7 @@ def _sample_ops(fixed: FixedPoint, digest: bytes) -> tuple[Op, ...]:
         name = fixed.op_names[which * len(fixed.op_names) >> 32]
         normal = quantiles().standard_normal[level >> _TABLE_SHIFT]
         level_q16 = fixed.magnitude + (fixed.magnitude_std * normal + 0x8000 >> 16)
-        clipped = min(max(level_q16, 0), MAX_LEVEL_Q16)
+        clipped = min(max(level_q16, 0), _MAX_LEVEL_Q16)
         ops.append(Op(name, clipped, name in _SIGNED and negate < _HALF))
     return tuple(ops)
 

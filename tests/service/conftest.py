@@ -1,5 +1,6 @@
 """Real databases and real processes for the service's tests."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -8,13 +9,19 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import create_engine
 
+from service.app import create_app
 from service.database import sqlite_url
+from service.jobs import JobRecord, job_id
+from service.recorder import Recorder, record_job
 from service.schema import metadata
 from service.store import JobStore, open_store
+from service.writer import Pace
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -46,9 +53,17 @@ def any_url(request: pytest.FixtureRequest, url: str) -> str:
 
 
 @pytest.fixture
-def store(any_url: str) -> JobStore:
-    """A store whose tables exist."""
+def any_store(any_url: str) -> JobStore:
+    """A store of each kind at hand, whose tables exist."""
     store = open_store(any_url)
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def store(url: str) -> JobStore:
+    """A store in a SQLite file, whose tables exist."""
+    store = open_store(url)
     store.prepare()
     return store
 
@@ -87,3 +102,68 @@ def eventually() -> Callable[..., None]:
             time.sleep(0.02)
 
     return wait
+
+
+QUICK = Pace(write_s=0.05, heartbeat_s=0.1, retry_s=0.1, close_s=2.0)
+
+
+@pytest.fixture
+def record() -> Callable[..., Recorder]:
+    """Record a job at a URL, at a quick pace."""
+
+    def start(url: str, pace: Pace = QUICK, **more: Any) -> Recorder:
+        return record_job(url, kind="train-student", unit="steps", pace=pace, **more)
+
+    return start
+
+
+@pytest.fixture
+def read() -> Callable[[str, str], JobRecord | None]:
+    """Read the record of a job at a URL, None where there is none yet."""
+
+    def get(url: str, job_id: str) -> JobRecord | None:
+        found = open_store(url).get(job_id)
+        return None if found is None else found.record
+
+    return get
+
+
+@pytest.fixture
+def read_surely(read: Callable[[str, str], JobRecord | None]) -> Callable[[str, str], JobRecord]:
+    """Read the record of a job at a URL, which must be there."""
+
+    def get(url: str, job_id: str) -> JobRecord:
+        found = read(url, job_id)
+        assert found is not None
+        return found
+
+    return get
+
+
+@pytest.fixture
+def warnings_of() -> Callable[[pytest.LogCaptureFixture], list[str]]:
+    """What was logged as a warning or worse."""
+
+    def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+        return [log.getMessage() for log in caplog.records if log.levelno >= logging.WARNING]
+
+    return messages
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[TestClient]:
+    """The service of the SQLite file at `url`, asked in this process."""
+    with TestClient(create_app(url), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def create() -> Callable[..., str]:
+    """Record a pending job, the later the higher its number, and return its id."""
+
+    def make(store: JobStore, number: int = 1, kind: str = "train-student") -> str:
+        new = job_id(number, bytes(10))
+        store.create(new, kind=kind, unit="steps", host="gpu-1", pid=7, config={"epochs": 3})
+        return new
+
+    return make

@@ -36,6 +36,13 @@ def settled(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def assert_same(logits: Tensor, expected: Tensor) -> None:
+    """Up to float32's own rounding, relative to the largest logit, and not for want of spread."""
+    assert expected.std(dim=0).mean() > 0.02
+    tolerance = 1e-4 * max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(logits, expected, rtol=0.0, atol=tolerance)
+
+
 def size_of(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
@@ -87,8 +94,7 @@ def test_plain_timm_and_torchvision_open_folded_students_in_a_fresh_process(
     subprocess.run([sys.executable, "-I", "-c", OPEN_IN_PLAIN_LIBRARIES], cwd=tmp_path, check=True)
     logits = load_file(tmp_path / "logits.safetensors")
     for name, student_logits in expected.items():
-        assert student_logits.std(dim=0).mean() > 0.02
-        torch.testing.assert_close(logits[name], student_logits, rtol=0.0, atol=1e-4)
+        assert_same(logits[name], student_logits)
 
 
 def test_ghostnetv3_left_alone_or_with_three_branches_is_timms_own() -> None:
@@ -129,9 +135,7 @@ def test_ghostnetv3_by_surgery_is_the_network_that_timm_builds() -> None:
     deployed = timm.utils.reparameterize_model(timm.create_model("ghostnetv3_050", num_classes=10))
     deployed.load_state_dict(folded.state_dict(), strict=True)
     with torch.no_grad():
-        logits = by_surgery(images())
-        assert logits.std(dim=0).mean() > 0.02
-        torch.testing.assert_close(deployed.eval()(images()), logits, rtol=0.0, atol=1e-4)
+        assert_same(deployed.eval()(images()), by_surgery(images()))
 
 
 def test_ghostnetv3_has_no_dropout_unless_it_is_asked_for() -> None:

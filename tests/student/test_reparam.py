@@ -219,7 +219,7 @@ def test_any_convolution_folds_exactly(
     try:
         model, _ = expand(pair, spec, x[:1], folded=folded)
     except ValueError as error:
-        assert "one branch is the convolution itself" in str(error)  # noqa: PT017
+        assert "one branch is the convolution itself" in str(error)
         return
     settle(model, x)
     once = fold(model)
@@ -398,6 +398,17 @@ def test_a_warm_start_is_the_models_own_function_and_its_branches_part() -> None
         assert (model(x) - plain(x)).abs().max() < 1e-10
     weights = [part.conv.weight for part in model.get_submodule(report.expanded[3].conv).convs]
     assert not torch.equal(weights[0], weights[1])
+
+
+def test_a_warm_start_computes_much_the_same_in_train_mode_too() -> None:
+    torch.manual_seed(0)
+    x = images()
+    plain = settle(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)), x)
+    model, _ = expand(plain, ReparamSpec(branches=4, init="warm_start"), x[:1])
+    with torch.no_grad():
+        expected = plain.train()(x)
+        off = (model.train()(x) - expected).abs().max()
+    assert off < 0.05 * expected.std()  # the noise changes the branches' own variances a little
 
 
 @pytest.mark.parametrize("init", ["independent", "warm_start"])

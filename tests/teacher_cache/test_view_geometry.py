@@ -9,7 +9,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from teacher_cache.quantiles import quantiles
 from teacher_cache.render import crop_box, erase_box
-from teacher_cache.views import ViewPolicy, sample_view
+from teacher_cache.views import Box, ViewPolicy, sample_view
 
 PAPER = ViewPolicy()
 seeds = st.integers(-(2**70), 2**70)
@@ -27,6 +27,16 @@ def test_a_view_is_the_same_crop_of_an_image_at_every_scale(seed, width, height,
     if fitted:  # otherwise rounding may decide between the candidate and the centre
         # A side is off by half a pixel and a corner by one more: at the small scale, so times it.
         assert np.abs(large - small * scale).max() <= 2.5 * scale
+
+
+def test_x_and_left_go_from_left_to_right_and_y_and_top_from_top_to_bottom():
+    last = 2**32 - 1
+    wide = (2**30, 65536 * 4 // 3)  # a quarter of the area, four to three
+    assert crop_box(((*wide, 0, last),), 100, 100) == (0, 57, 58, 100)
+    assert crop_box(((*wide, last, 0),), 100, 100) == (42, 0, 100, 43)
+    flat = (2**30, 2**31)  # a quarter of the side high, half of it wide
+    assert erase_box(Box(*flat, 0, last), 100) == (50, 0, 100, 25)
+    assert erase_box(Box(*flat, last, 0), 100) == (0, 75, 50, 100)
 
 
 @examples

@@ -97,12 +97,18 @@ def test_different_arguments_give_different_views(one, other):
 def test_fields_that_only_differ_in_where_one_ends_give_different_views():
     arguments = [
         (seed, key, view)
-        for seed in (1, 11, -1, 16)
+        for seed in (0x1, 0x11, 0x111, -1)
         for key in ("", "1", "11", "1,1:1", ",", "1:1,", "a", "a,1:1,", "\0")
-        for view in (1, 11, 16)
+        for view in (0x1, 0x11, 0x111)
     ]
     sampled = {sample_view(PAPER, seed=s, key=k, view=v).noise_key for s, k, v in arguments}
     assert len(sampled) == len(arguments)
+
+
+def test_file_names_that_are_no_utf8_have_views_of_their_own():
+    names = [b"\xff.jpg", b"\xfe.jpg", b"?.jpg", b"\xef\xbf\xbd.jpg", b"\xc3\xbf.jpg"]
+    sampled = {sample_view(PAPER, seed=0, key=os.fsdecode(name), view=0) for name in names}
+    assert len(sampled) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +155,7 @@ def test_every_field_of_a_view_is_in_its_range(policy, seed, key, view):
     ratios = set(quantiles().crop_ratio)
     assert len(sampled.crops) == 10
     for area, ratio, x, y in sampled.crops:
-        assert fixed_point(policy).min_area <= area < 2**32
+        assert fixed_point(policy).min_area <= area <= 2**32
         assert ratio in ratios
         assert 0 <= x < 2**32
         assert 0 <= y < 2**32

@@ -1,0 +1,95 @@
+"""Recipes and caches small enough for tests, and real."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from teacher_cache.fill import fill, open_or_create
+from teacher_cache.images import index_folder
+from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.teacher import load_teacher
+
+REPOSITORY = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+TEACHER = "test_resnet"  # timm's own tiny network for tests: 0.3 M parameters
+
+
+def cache_document(**changes):
+    """A small cache recipe: 90 rows in shards of 32, 3 views; changes as section__key=value."""
+    document = {
+        "teacher": {"model": TEACHER, "pretrained": False, "batch_size": 16},
+        "views": {"count": 3, "size": 32},
+        "topk": {"k": 2, "temperatures": [1.0, 2.0]},
+        "storage": {"rows_per_shard": 32, "views_per_tile": 2},
+        "loader": {"workers": 0},
+    }
+    return changed(document, changes)
+
+
+def student_document(**changes):
+    """A small student recipe: 3 epochs of 5 steps of 16 images."""
+    document = {
+        "student": {"model": "test_efficientnet"},
+        "optimizer": {"batch_size": 16, "lr": 0.01},
+        "schedule": {"epochs": 3},
+        "ema": {"decay": 0.9, "warmup": True},
+        "evaluation": {"crop_ratio": 1.0, "batch_size": 16},
+        "loader": {"workers": 0},
+        "run": {"threads": 1, "log_every_steps": 2},
+    }
+    return changed(document, changes)
+
+
+def changed(document, changes):
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        document.setdefault(section, {})[key] = value
+    return document
+
+
+def cache_recipe(**changes):
+    return parse_recipe(cache_document(**changes), CacheRecipe, source="test")
+
+
+def build_teacher(recipe, index):
+    return load_teacher(
+        recipe.teacher,
+        class_count=index.class_count,
+        has_class_map=recipe.images.class_map is not None,
+        size=recipe.views.size,
+        device=CPU,
+    )
+
+
+def fill_cache(root, data, recipe):
+    """Fill a cache to the end in this process."""
+    index = index_folder(data)
+    teacher = build_teacher(recipe, index)
+    cache = open_or_create(root, recipe, index, teacher)
+    for _ in fill(cache, index, teacher, recipe):
+        pass
+    return cache
+
+
+def to_toml(document):
+    """A recipe document as TOML text."""
+
+    def value(item):
+        if isinstance(item, bool):
+            return str(item).lower()
+        if isinstance(item, str):
+            return f'"{item}"'
+        if isinstance(item, list | tuple):
+            return "[" + ", ".join(map(value, item)) + "]"
+        return str(item)
+
+    lines = []
+    for section, table in document.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {value(item)}" for key, item in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def cli_environment(folder):
+    return {**os.environ, "RETORT_DB": f"sqlite:///{folder}/jobs.db", "OMP_NUM_THREADS": "1"}

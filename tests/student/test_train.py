@@ -1,0 +1,307 @@
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import CPU, cache_recipe, fill_cache, student_document
+
+from student.checkpoint import load_checkpoint
+from student.data import plain_data, replayed_data
+from student.interval import TrainingError
+from student.metrics import read_metrics
+from student.recipe import StudentRecipe
+from student.run import RunError, load_network, open_run, start_or_continue
+from student.train import train
+from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords, ReplayRefused
+from teacher_cache.images import ImagesError, index_folder, rebase
+from teacher_cache.recipe import parse_recipe
+from teacher_cache.store import open_cache
+from teacher_cache.teacher import weights_sha256
+
+
+def recipe_of(**changes):
+    return parse_recipe(student_document(**changes), StudentRecipe, source="test")
+
+
+def job(out, scans, cache=None, **changes):
+    """The iterator that `cli.py train-student` drains, and its run."""
+    recipe = recipe_of(**changes)
+    if cache is None:
+        data = plain_data(recipe, index_folder(scans / "train"))
+    else:
+        opened = open_cache(cache)
+        data = replayed_data(recipe, rebase(opened.index, scans / "train"), opened)
+    run = start_or_continue(out, recipe, data)
+    validation = index_folder(scans / "val", class_ids=data.index.class_ids)
+    return train(run, data, validation, device=CPU), run
+
+
+def trained(out, scans, cache=None, **changes):
+    steps, run = job(out, scans, cache, **changes)
+    for _ in steps:
+        pass
+    return run
+
+
+def weights(run):
+    """Digests of the trained and the averaged weights: equal digests are equal bytes."""
+    saved = load_checkpoint(run.last)
+    digests = []
+    for state in (saved.model, saved.ema):
+        network = load_network(run)
+        network.load_state_dict(state)
+        digests.append(weights_sha256(network))
+    return digests
+
+
+PLAIN = {"distill__alpha": 0.0, "views__size": 32}
+
+
+@pytest.fixture(scope="module")
+def unbroken(scans, filled, tmp_path_factory):
+    """A run that nothing disturbed: 3 epochs of 5 steps."""
+    return trained(tmp_path_factory.mktemp("run") / "unbroken", scans, filled.root)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_loader_workers_changes_no_byte_of_the_weights(
+    unbroken, scans, filled, tmp_path, workers
+):
+    run = trained(tmp_path / "run", scans, filled.root, loader__workers=workers)
+    assert weights(run) == weights(unbroken)
+
+
+@pytest.mark.parametrize("stops", [(1,), (5,), (3, 4, 5)])
+def test_a_run_that_was_stopped_and_continued_ends_with_the_same_bytes(
+    unbroken, scans, filled, tmp_path, stops
+):
+    for steps in stops:
+        running, _ = job(tmp_path / "run", scans, filled.root)
+        for _ in itertools.islice(running, steps):
+            pass
+        running.close()
+    run = trained(tmp_path / "run", scans, filled.root)
+    assert weights(run) == weights(unbroken)
+    lines, expected = read_metrics(run.metrics), read_metrics(unbroken.metrics)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    assert [line for line in lines if "top1" in line] == [
+        line for line in expected if "top1" in line
+    ]
+
+
+def test_another_seed_gives_other_weights(unbroken, scans, filled, tmp_path):
+    assert weights(trained(tmp_path / "run", scans, filled.root, run__seed=1)) != weights(unbroken)
+
+
+def test_metrics_hold_the_first_step_every_interval_and_every_evaluation(unbroken):
+    lines = read_metrics(unbroken.metrics)
+    losses = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "top1" in line]
+    assert [line["step"] for line in losses] == [1, 2, 4, 5, 6, 8, 10, 12, 14, 15]
+    assert set(losses[0]) == {"step", "epoch", "loss", "ce", "kd", "lr", "images_per_s"}
+    assert [line["step"] for line in evaluations] == [5, 10, 15]
+    assert {"top1", "top5", "ema_top1", "ema_top5"} < set(evaluations[0])
+    for line in losses:
+        assert line["loss"] == pytest.approx(0.5 * line["ce"] + 0.5 * line["kd"], rel=1e-5)
+    assert losses[-1]["lr"] < 0.001 < losses[0]["lr"] == 0.01
+
+
+def test_a_run_leaves_last_best_and_a_summary(unbroken):
+    summary = json.loads(unbroken.summary.read_text())
+    last = [line for line in read_metrics(unbroken.metrics) if "top1" in line][-1]
+    assert summary["ema_top1"] == last["ema_top1"]
+    assert summary["parameters"] >= summary["parameters_folded"] > 0
+    saved = load_checkpoint(unbroken.last)
+    assert (saved.step, saved.optimizer is None) == (15, False)
+    assert load_checkpoint(unbroken.best).optimizer is None
+    assert saved.best_top1 == max(
+        line["ema_top1"] for line in read_metrics(unbroken.metrics) if "top1" in line
+    )
+
+
+def test_a_finished_run_has_nothing_left_to_do(unbroken, scans, filled):
+    before = unbroken.last.read_bytes()
+    steps, _ = job(unbroken.folder, scans, filled.root)
+    assert list(steps) == []
+    assert unbroken.last.read_bytes() == before
+
+
+def test_training_learns_what_the_scans_show(scans, tmp_path):
+    run = trained(
+        tmp_path / "run",
+        scans,
+        **PLAIN,
+        views__flip=0.0,
+        views__randaugment=False,
+        views__min_area=0.7,
+        schedule__epochs=12,
+    )
+    assert json.loads(run.summary.read_text())["top1"] >= 80  # three classes: chance is 33
+
+
+def test_micro_batches_of_a_network_without_batch_statistics_give_the_same_step(scans, tmp_path):
+    """Accumulation is exact where rows do not meet: a vision transformer's losses agree."""
+    losses = []
+    for micro_batch in (16, 4):
+        run = trained(
+            tmp_path / str(micro_batch),
+            scans,
+            **PLAIN,
+            student__model="test_vit",
+            schedule__epochs=1,
+            optimizer__micro_batch=micro_batch,
+            run__log_every_steps=1,
+        )
+        losses.append([line["loss"] for line in read_metrics(run.metrics) if "loss" in line])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
+    assert len(losses[0]) == 5
+
+
+def test_a_student_of_another_size_sees_the_same_views_and_checks_them(filled, scans, tmp_path):
+    run = trained(tmp_path / "run", scans, filled.root, student__size=48, schedule__epochs=1)
+    assert open_run(run.folder).size == 48
+
+
+def test_every_epoch_shows_a_new_view_and_reuse_must_be_allowed(filled, scans, tmp_path):
+    with pytest.raises(MissingRecords, match=r"cache holds views 0-2, epoch 3 asks for view 3"):
+        job(tmp_path / "run", scans, filled.root, schedule__epochs=4)
+    recipe = recipe_of(schedule__epochs=7, views__reuse=True)
+    data = replayed_data(recipe, rebase(filled.index, scans / "train"), filled)
+    assert [data.view_of(epoch) for epoch in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_without_a_cache_there_is_nothing_to_distil(scans, tmp_path):
+    with pytest.raises(CacheError, match="pass --cache, or --set distill.alpha=0"):
+        job(tmp_path / "run", scans)
+
+
+def test_a_temperature_without_stored_tails_is_refused(filled, scans, tmp_path):
+    with pytest.raises(CacheError, match=r"temperature is 3.0, the cache holds tails for 1.0, 2.0"):
+        job(tmp_path / "run", scans, filled.root, distill__temperature=3.0)
+    trained(tmp_path / "two", scans, filled.root, distill__temperature=2.0, schedule__epochs=1)
+
+
+def test_views_that_the_recipe_wants_otherwise_are_refused(filled, scans, tmp_path):
+    with pytest.raises(ReplayRefused, match="views.seed is 4 in the recipe, 0 in the cache"):
+        job(tmp_path / "run", scans, filled.root, views__seed=4)
+    job(tmp_path / "run", scans, filled.root, views__seed=0)
+
+
+def test_a_batch_larger_than_the_data_is_an_error_not_zero_steps(filled, scans, tmp_path):
+    steps, _ = job(tmp_path / "run", scans, filled.root, optimizer__batch_size=91)
+    with pytest.raises(ImagesError, match="batch_size is 91, the data holds 90 images"):
+        next(steps)
+
+
+def test_a_replaced_image_is_found_by_its_pixels(filled, own_scans, tmp_path):
+    key = filled.index.keys[32]  # row 32 is checked in view 0
+    Image.new("RGB", (40, 40), "red").save(own_scans / "train" / key)
+    with pytest.raises(ReplayRefused, match=rf"{key}, view 0: its pixels have CRC-32"):
+        trained(tmp_path / "run", own_scans, filled.root)
+
+
+def test_missing_images_are_counted_and_named(filled, own_scans, tmp_path):
+    key = filled.index.keys[5]
+    (own_scans / "train" / key).unlink()
+    with pytest.raises(ImagesError, match=rf"lacks 1 image \({key}\)"):
+        job(tmp_path / "run", own_scans, filled.root)
+
+
+def test_an_image_that_became_unreadable_is_named_and_the_state_kept(filled, own_scans, tmp_path):
+    running, run = job(tmp_path / "run", own_scans, filled.root)
+    for _ in itertools.islice(running, 5):
+        pass
+    running.close()
+    saved = run.last.read_bytes()
+    for path in (own_scans / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    steps, _ = job(tmp_path / "run", own_scans, filled.root)
+    with pytest.raises(ImagesError, match=r"\.png: .*the same command continues"):
+        list(steps)
+    assert run.last.read_bytes() == saved
+
+
+def test_a_half_filled_cache_trains_up_to_the_hole_and_names_it(own_cache, scans, tmp_path):
+    (own_cache / "ledger" / "1" / "2.json").unlink()
+    steps, run = job(tmp_path / "run", scans, own_cache)
+    with pytest.raises(MissingRecords, match="view 1, rows 64-89: not filled yet"):
+        list(steps)
+    assert load_checkpoint(run.last).step == 5
+    fill_cache(own_cache, scans / "train", cache_recipe())
+    assert load_checkpoint(trained(tmp_path / "run", scans, own_cache).last).step == 15
+
+
+def test_a_flipped_byte_in_the_cache_stops_training(own_cache, scans, tmp_path):
+    path = own_cache / "logp" / "c" / "0" / "1" / "0"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedRecords, match="view 0, rows 32-63: logp"):
+        trained(tmp_path / "run", scans, own_cache)
+
+
+def test_absent_rows_are_never_trained_on(own_scans, tmp_path):
+    (own_scans / "train" / "digit-1" / "010.png").write_bytes(b"")
+    recipe = cache_recipe(images__skip_unreadable=True)
+    cache = fill_cache(tmp_path / "cache", own_scans / "train", recipe)
+    run = trained(tmp_path / "run", own_scans, cache.root)
+    assert load_checkpoint(run.last).step == 15
+    assert all(np.isfinite(m["loss"]) for m in read_metrics(run.metrics) if "loss" in m)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(scans, tmp_path):
+    changes = PLAIN | {"schedule__epochs": 2, "run__log_every_steps": 100}
+    running, run = job(tmp_path / "run", scans, **changes)
+    for _ in itertools.islice(running, 5):
+        pass
+    running.close()
+    saved = load_checkpoint(run.last)
+    broken = dict(saved.model)
+    name = next(name for name, value in broken.items() if value.is_floating_point())
+    broken[name] = torch.full_like(broken[name], float("nan"))
+    torch.save(
+        {
+            "step": 5,
+            "model": broken,
+            "ema": saved.ema,
+            "optimizer": saved.optimizer,
+            "best_top1": 0.0,
+            "seconds": 0.0,
+        },
+        run.last,
+    )
+    before = run.last.read_bytes()
+    steps, _ = job(tmp_path / "run", scans, **changes)
+    with pytest.raises(TrainingError, match=r"the loss of step 6 is nan .*digit-\d/\d+\.png"):
+        list(steps)
+    assert run.last.read_bytes() == before
+
+
+def test_another_recipe_or_data_set_in_the_same_run_is_refused(unbroken, filled, scans, tmp_path):
+    with pytest.raises(RunError, match=r"optimizer.lr: 0.01 there, 0.02 asked for"):
+        job(unbroken.folder, scans, filled.root, optimizer__lr=0.02)
+    with pytest.raises(RunError, match="holds another run: .*cache recipe"):
+        job(unbroken.folder, scans, distill__alpha=0.0, views__size=32)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        job(tmp_path / "notes", scans, filled.root)
+    with pytest.raises(RunError, match="no run there"):
+        open_run(tmp_path / "nowhere")
+
+
+def test_a_cache_of_another_place_is_the_same_data(unbroken, own_cache, scans):
+    steps, _ = job(unbroken.folder, scans, own_cache)
+    assert list(steps) == []
+
+
+def test_a_torn_checkpoint_is_refused_in_plain_words(unbroken, filled, scans, tmp_path):
+    folder = shutil.copytree(unbroken.folder, tmp_path / "run")
+    (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:1000])
+    steps, _ = job(folder, scans, filled.root)
+    with pytest.raises(ValueError, match=r"last.pt: cannot be read as a checkpoint"):
+        next(steps)

@@ -1,0 +1,270 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from small import REPOSITORY, cache_recipe
+
+from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords, ReplayRefused
+from teacher_cache.images import ImageIndex
+from teacher_cache.ledger import BlockId
+from teacher_cache.manifest import Manifest
+from teacher_cache.store import (
+    Block,
+    absent_rows,
+    append_views,
+    create_cache,
+    missing_blocks,
+    open_cache,
+    read_slab,
+    write_block,
+)
+from teacher_cache.topk import TopK, top_k
+
+GOLDEN = REPOSITORY / "tests" / "golden" / "cache"
+
+
+def index_of(rows, classes=3):
+    keys = tuple(f"class-{row % classes}/{row:05}.png" for row in range(rows))
+    labels = np.arange(rows) % classes
+    return ImageIndex(Path("/data"), keys, labels, {f"class-{c}": c for c in range(classes)})
+
+
+def manifest_of(recipe, index, classes=3):
+    return Manifest(
+        recipe=recipe.model_dump(mode="json"),
+        recipe_digest=recipe.digest(),
+        index_digest=index.digest(),
+        teacher_weights_sha256="0" * 64,
+        class_count=classes,
+        pixel_engine="pillow-1",
+        pixel_libraries={"pillow": "13.0.0"},
+        versions={"torch": "2"},
+    )
+
+
+def new_cache(root, rows=90, classes=3, **changes):
+    recipe = cache_recipe(**changes)
+    index = index_of(rows, classes)
+    return create_cache(root, manifest_of(recipe, index, classes), index)
+
+
+def block_of(cache, block, seed=0, k=2, classes=3):
+    rows = len(cache.rows(block.shard))
+    generator = torch.Generator().manual_seed(1000 * block.view + block.shard + seed)
+    logits = torch.randn((rows, classes), generator=generator) * 3
+    topk = top_k(logits, k=k, temperatures=(1.0, 2.0))
+    return Block(block, topk, np.arange(-(-rows // 32), dtype=np.uint32) + 7 * block.view)
+
+
+def filled_cache(root, **changes):
+    cache = new_cache(root, **changes)
+    for block in missing_blocks(cache):
+        write_block(cache, block_of(cache, block), {"host": "test"})
+    return cache
+
+
+def test_what_was_written_is_read_back_bit_for_bit(tmp_path):
+    cache = filled_cache(tmp_path / "cache")
+    for view in range(3):
+        slab = read_slab(open_cache(cache.root), view)
+        for shard in range(3):
+            rows, block = cache.rows(shard), block_of(cache, BlockId(view, shard))
+            part = slice(rows.start, rows.stop)
+            np.testing.assert_array_equal(slab.ids_NK[part], block.topk.ids_BK)
+            np.testing.assert_array_equal(slab.logp_NK[part], block.topk.logp_BK)
+            np.testing.assert_array_equal(slab.tail_NT[part], block.topk.tail_BT)
+            np.testing.assert_array_equal(slab.check[shard : shard + 1], block.check)
+    assert slab.ids_NK.dtype == np.uint16
+    assert (slab.logp_NK.dtype, slab.tail_NT.dtype, slab.check.dtype) == ("f2", "f2", "u4")
+
+
+def test_past_65_535_classes_ids_are_32_bits_wide(tmp_path):
+    cache = new_cache(tmp_path / "cache", rows=32, classes=70_000)
+    rows = np.full((32, 2), 69_999, np.uint32)
+    topk = TopK(rows, np.zeros((32, 2), "f2"), np.zeros((32, 2), "f2"))
+    write_block(cache, Block(BlockId(0, 0), topk, np.zeros(1, np.uint32)), {})
+    assert read_slab(cache, 0).ids_NK.max() == 69_999
+
+
+def test_opening_gives_back_manifest_and_index(tmp_path):
+    cache = open_cache(new_cache(tmp_path / "cache").root)
+    index = index_of(90)
+    assert cache.index.keys == index.keys
+    assert cache.index.labels.tolist() == index.labels.tolist()
+    assert cache.index.class_ids == index.class_ids
+    assert cache.manifest == manifest_of(cache_recipe(), index)
+    assert (cache.view_count, cache.rows_per_shard) == (3, 32)
+
+
+def test_a_hole_is_an_error_that_names_view_and_rows_never_zeros(tmp_path):
+    cache = new_cache(tmp_path / "cache")
+    for block in missing_blocks(cache):
+        if block != BlockId(1, 2):
+            write_block(cache, block_of(cache, block), {})
+    assert missing_blocks(cache) == [BlockId(1, 2)]
+    read_slab(cache, 0)
+    with pytest.raises(MissingRecords, match="view 1, rows 64-89: not filled yet"):
+        read_slab(cache, 1)
+    with pytest.raises(MissingRecords, match="holds views 0-2, asked for view 3"):
+        read_slab(cache, 3)
+
+
+@pytest.mark.parametrize("name", ["ids", "logp", "tail", "check"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "removed"])
+def test_a_damaged_shard_is_refused_and_the_block_can_be_written_anew(tmp_path, name, damage):
+    cache = filled_cache(tmp_path / "cache")
+    path = cache.root / name / "c" / "1" / "2" / ("" if name == "check" else "0")
+    data = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    else:
+        middle = len(data) // 2
+        flipped = data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+        path.write_bytes({"flipped": flipped, "truncated": data[:-1], "emptied": b""}[damage])
+    with pytest.raises(DamagedRecords, match=rf"view 1, rows 64-89: {name}/c/1/2.*delete"):
+        read_slab(cache, 1)
+    read_slab(cache, 0)
+    (cache.root / "ledger" / "1" / "2.json").unlink()
+    assert missing_blocks(cache) == [BlockId(1, 2)]
+    write_block(cache, block_of(cache, BlockId(1, 2)), {})
+    assert path.read_bytes() == data
+    read_slab(cache, 1)
+
+
+def test_every_flipped_byte_of_a_shard_is_found(tmp_path):
+    cache = filled_cache(tmp_path / "cache", views__count=1)
+    for path in sorted(cache.root.glob("*/c/0/0*/**/*")):
+        if not path.is_file():
+            continue
+        data = path.read_bytes()
+        for at in range(0, len(data), 7):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            with pytest.raises(DamagedRecords):
+                read_slab(cache, 0)
+        path.write_bytes(data)
+    read_slab(cache, 0)
+
+
+def test_a_committed_block_is_never_written_again(tmp_path):
+    cache = filled_cache(tmp_path / "cache")
+    before = read_slab(cache, 0).logp_NK
+    write_block(cache, block_of(cache, BlockId(0, 0), seed=99), {})
+    np.testing.assert_array_equal(read_slab(cache, 0).logp_NK, before)
+
+
+def test_a_block_of_the_wrong_length_is_refused(tmp_path):
+    cache = new_cache(tmp_path / "cache")
+    block = block_of(cache, BlockId(0, 0))
+    with pytest.raises(ValueError, match="got 32 records, expected 26"):
+        write_block(cache, Block(BlockId(0, 2), block.topk, block.check), {})
+
+
+def test_appended_views_leave_what_is_there_and_are_holes_until_filled(tmp_path):
+    cache = filled_cache(tmp_path / "cache")
+    before = read_slab(cache, 2)
+    grown = append_views(cache, 5)
+    assert grown.view_count == 5
+    assert [block.view for block in missing_blocks(grown)] == [3, 3, 3, 4, 4, 4]
+    np.testing.assert_array_equal(read_slab(grown, 2).logp_NK, before.logp_NK)
+    with pytest.raises(MissingRecords, match="view 3, rows 0-31"):
+        read_slab(grown, 3)
+    write_block(grown, block_of(grown, BlockId(3, 0)), {})
+
+
+def test_a_crash_while_views_are_appended_leaves_a_cache_that_opens(tmp_path):
+    cache = filled_cache(tmp_path / "cache")
+    array = zarr.open_array(cache.root / "check", mode="r+")
+    array.resize((5, *array.shape[1:]))  # the first of four arrays, then the crash
+    assert open_cache(cache.root).view_count == 3
+    assert append_views(open_cache(cache.root), 5).view_count == 5
+
+
+def test_absent_rows_are_listed_by_the_ledger(tmp_path):
+    cache = new_cache(tmp_path / "cache")
+    block = block_of(cache, BlockId(0, 1))
+    write_block(cache, Block(block.id, block.topk, block.check, absent_rows=(33, 40)), {})
+    assert absent_rows(cache) == {33, 40}
+
+
+def test_a_folder_that_is_no_cache_is_refused_and_left_alone(tmp_path):
+    with pytest.raises(CacheError, match="no cache there; fill one with"):
+        open_cache(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "thesis.txt").write_text("mine")
+    with pytest.raises(CacheError, match="exists and is not a cache"):
+        new_cache(tmp_path / "cache")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache"]
+    assert (tmp_path / "cache" / "thesis.txt").read_text() == "mine"
+    zarr.create_group(store=tmp_path / "group", zarr_format=3)
+    with pytest.raises(CacheError, match="a Zarr group, but not a cache"):
+        open_cache(tmp_path / "group")
+
+
+def test_creating_twice_opens_the_first(tmp_path):
+    first = filled_cache(tmp_path / "cache")
+    assert missing_blocks(new_cache(tmp_path / "cache")) == []
+    assert first.root == tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", ["keys", "labels", "classes", "class_ids"])
+def test_a_damaged_image_index_is_refused(tmp_path, name):
+    cache = new_cache(tmp_path / "cache")
+    array = zarr.open_array(cache.root / name, mode="r+")
+    array[0] = array[0] ^ 1
+    with pytest.raises(CacheError, match=r"image index is damaged|cannot be read as a cache"):
+        open_cache(cache.root)
+
+
+def test_a_damaged_manifest_and_another_format_are_refused(tmp_path):
+    cache = new_cache(tmp_path / "cache")
+    path = cache.root / "zarr.json"
+    document = json.loads(path.read_text())
+    document["attributes"]["retort"]["class_count"] = 4
+    path.write_text(json.dumps(document))
+    with pytest.raises(CacheError, match="the manifest is damaged"):
+        open_cache(cache.root)
+    document["attributes"]["retort"]["format_version"] = 2
+    path.write_text(json.dumps(document))
+    with pytest.raises(CacheError, match="has cache format 2, this release reads 1"):
+        open_cache(cache.root)
+    path.write_text("{")
+    with pytest.raises(CacheError, match="cannot be read as a cache"):
+        open_cache(cache.root)
+
+
+def test_another_pixel_library_is_refused_with_both_versions(tmp_path):
+    manifest = new_cache(tmp_path / "cache").manifest
+    manifest.require_same_pixels("pillow-1", {"pillow": "13.0.0"})
+    words = "pillow 13.0.0 in the cache, 13.0.1 here: install the cache's versions"
+    with pytest.raises(ReplayRefused, match=words):
+        manifest.require_same_pixels("pillow-1", {"pillow": "13.0.1"})
+    with pytest.raises(ReplayRefused, match="pixel_engine pillow-1 in the cache, pillow-2 here"):
+        manifest.require_same_pixels("pillow-2", {"pillow": "13.0.0"})
+    with pytest.raises(ReplayRefused, match="webp absent in the cache, 1.4 here"):
+        manifest.require_same_pixels("pillow-1", {"pillow": "13.0.0", "webp": "1.4"})
+
+
+def test_plain_zarr_reads_the_records(tmp_path):
+    cache = filled_cache(tmp_path / "cache")
+    with pytest.warns(UserWarning, match="Numcodecs codecs are not in the Zarr version 3"):
+        ids = zarr.open_array(cache.root / "ids", mode="r")
+    assert (ids.shape, ids.shards, ids.chunks) == ((3, 90, 2), (1, 32, 2), (1, 32, 2))
+    np.testing.assert_array_equal(ids[1], read_slab(cache, 1).ids_NK)
+
+
+def test_a_cache_written_by_an_earlier_release_reads_the_same(tmp_path):
+    """The golden cache was written when the format was fixed; it must be readable for ever."""
+    root = Path(shutil.copytree(GOLDEN, tmp_path / "cache"))
+    cache = open_cache(root)
+    expected = json.loads((GOLDEN.parent / "cache.json").read_text())
+    assert list(cache.index.keys) == expected["keys"]
+    slab = read_slab(cache, 1)
+    assert slab.ids_NK.tolist() == expected["ids"]
+    assert slab.logp_NK.tolist() == expected["logp"]
+    assert slab.tail_NT.tolist() == expected["tail"]
+    assert slab.check.tolist() == expected["check"]
+    assert absent_rows(cache) == {3}

@@ -1,0 +1,117 @@
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from small import CPU, TEACHER
+
+from teacher_cache.recipe import TeacherSection
+from teacher_cache.teacher import TeacherError, load_teacher, weights_sha256
+
+VIT = "deit_tiny_patch16_224"  # takes one size only
+
+
+def load(classes=3, has_class_map=False, size=32, **table):
+    section = TeacherSection(model=table.pop("model", TEACHER), **table)
+    return load_teacher(
+        section, class_count=classes, has_class_map=has_class_map, size=size, device=CPU
+    )
+
+
+def pixels(count=4, size=32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def network(classes=3, seed=7):
+    torch.manual_seed(seed)
+    return timm.create_model(TEACHER, num_classes=classes).eval()
+
+
+def test_random_weights_come_from_the_recipes_seed_alone():
+    state = torch.random.get_rng_state()
+    one, same, other = (load(pretrained=False, seed=seed) for seed in (1, 1, 2))
+    assert one.weights_sha256 == same.weights_sha256 != other.weights_sha256
+    assert one.class_count == 3
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_logits_are_those_of_the_plain_network_on_normalised_images(tmp_path):
+    plain = network()
+    save_file(plain.state_dict(), tmp_path / "weights.safetensors")
+    teacher = load(checkpoint=tmp_path / "weights.safetensors")
+    config = timm.data.resolve_model_data_config(plain)
+    mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    images = pixels().permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        expected = plain((images - mean) / std)
+    torch.testing.assert_close(teacher.logits(pixels()), expected, rtol=1e-4, atol=1e-4)
+    assert teacher.weights_sha256 == weights_sha256(plain)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_a_checkpoint_is_a_state_dict_bare_or_wrapped(tmp_path, wrapper):
+    state = network().state_dict()
+    torch.save(state if wrapper is None else {wrapper: state}, tmp_path / "weights.pt")
+    teacher = load(checkpoint=tmp_path / "weights.pt")
+    assert teacher.weights_sha256 == weights_sha256(network())
+
+
+def test_pretrained_weights_come_through_timms_own_loading(tmp_path):
+    """As from the hub, but from a file: timm's pretrained_cfg_overlay names it."""
+    plain = network(classes=1000)
+    torch.save(plain.state_dict(), tmp_path / "hub.pth")
+    teacher = load(
+        classes=1000,
+        size=160,
+        pretrained=True,
+        kwargs={"pretrained_cfg_overlay": {"file": str(tmp_path / "hub.pth")}},
+    )
+    assert teacher.weights_sha256 == weights_sha256(plain)
+    assert teacher.class_count == 1000
+
+
+def test_a_pickle_with_code_is_refused_unexecuted(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"weight": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(TeacherError, match="cannot be read .* expected .safetensors"):
+        load(checkpoint=tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_bad_checkpoints_are_named_with_what_was_expected(tmp_path):
+    with pytest.raises(TeacherError, match="no such file"):
+        load(checkpoint=tmp_path / "nowhere.pt")
+    for name, content in (("torn.safetensors", b"\x08"), ("torn.pt", b"PK\x03\x04"), ("a.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TeacherError, match="cannot be read"):
+            load(checkpoint=tmp_path / name)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(TeacherError, match="expected a state dict of tensors"):
+        load(checkpoint=tmp_path / "list.pt")
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
+    with pytest.raises(TeacherError, match="weights of another network than .* missing .* unknown"):
+        load(checkpoint=tmp_path / "vit.pt")
+
+
+def test_a_checkpoint_of_another_class_count_is_refused_unless_a_class_map_says_how(tmp_path):
+    torch.save(network(classes=5).state_dict(), tmp_path / "five.pt")
+    with pytest.raises(TeacherError, match="knows 5 classes, the data has 3: .*images.class_map"):
+        load(checkpoint=tmp_path / "five.pt")
+    assert load(checkpoint=tmp_path / "five.pt", has_class_map=True).class_count == 5
+    with pytest.raises(TeacherError, match="knows 5 classes, the data has 6"):
+        load(checkpoint=tmp_path / "five.pt", classes=6, has_class_map=True)
+
+
+def test_an_unknown_model_a_wrong_size_and_a_wrong_argument_are_refused_with_the_remedy():
+    with pytest.raises(TeacherError, match="is no timm model; similar: .*resnet50"):
+        load(model="resnet5O", pretrained=False)
+    with pytest.raises(
+        TeacherError, match="does not run on views.size = 32 .*set views.size = 224"
+    ):
+        load(model=VIT, pretrained=False)
+    assert load(model=VIT, pretrained=False, kwargs={"img_size": 32}).class_count == 3
+    with pytest.raises(TeacherError, match="could not be built: TypeError"):
+        load(pretrained=False, kwargs={"no_such_argument": 1})

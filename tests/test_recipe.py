@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import pytest
+from small import cache_document, cache_recipe, student_document, to_toml
+
+from student.recipe import StudentRecipe
+from teacher_cache.recipe import CacheRecipe, RecipeError, load_recipe, parse_recipe
+
+
+def load(tmp_path, document, *overrides, kind=CacheRecipe):
+    path = tmp_path / "recipe.toml"
+    path.write_text(document if isinstance(document, str) else to_toml(document))
+    package = "teacher_cache" if kind is CacheRecipe else "student"
+    return load_recipe(path, kind, overrides=overrides, package=package)
+
+
+def test_only_the_teachers_model_and_the_number_of_views_have_no_default(tmp_path):
+    recipe = load(tmp_path, '[teacher]\nmodel = "resnet18"\n[views]\ncount = 2\n')
+    assert recipe.topk.k == 20
+    assert recipe.topk.temperatures == (1.0, 2.0, 4.0)
+    assert recipe.storage.rows_per_shard == 32_768
+    with pytest.raises(RecipeError, match=r"teacher\.model: missing.*views\.count: missing"):
+        load(tmp_path, "[teacher]\n[views]\n")
+
+
+def test_an_override_changes_one_key_and_is_read_as_toml_or_as_a_word(tmp_path):
+    recipe = load(
+        tmp_path,
+        cache_document(),
+        "topk.k=3",
+        "teacher.model=resnet18",
+        "topk.temperatures=[1.0, 3.0]",
+        "teacher.kwargs.drop_rate=0.1",
+    )
+    assert (recipe.topk.k, recipe.teacher.model) == (3, "resnet18")
+    assert recipe.topk.temperatures == (1.0, 3.0)
+    assert recipe.teacher.kwargs == {"drop_rate": 0.1}
+    assert recipe.views.count == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("topk", "expected section.key=value"),
+        ("k=3", "expected section.key=value"),
+        ("topk.kk=3", "topk.kk: unknown key; did you mean 'k'"),
+        ("topks.k=3", "topks: unknown key; did you mean 'topk'"),
+        ("topk.k=many", "topk.k: .*valid integer.*got 'many'"),
+        ("topk.k=0", r"topk.k: .*greater than 0.*got 0"),
+        ("topk.k.x=3", ": k is a value, expected a section"),
+        ("views.flip=2", "views.flip: .*less than or equal to 1"),
+        ("storage.rows_per_shard=100", "expected a multiple of 32, and of 4096 above 4096"),
+        ("storage.rows_per_shard=6144", "expected a multiple of 32, and of 4096 above 4096"),
+        ("topk.temperatures=[1.0, 1.0]", "expected one or more, each once"),
+        ("topk.temperatures=[]", "expected one or more, each once"),
+    ],
+)
+def test_a_bad_override_names_key_value_and_remedy(tmp_path, override, words):
+    with pytest.raises(RecipeError, match=words):
+        load(tmp_path, cache_document(), override)
+
+
+def test_a_missing_recipe_names_the_shipped_ones_and_broken_toml_its_line(tmp_path):
+    with pytest.raises(RecipeError, match="shipped recipe: beitv2-base-imagenet, digits"):
+        load_recipe(tmp_path / "nowhere.toml", CacheRecipe, package="teacher_cache")
+    with pytest.raises(RecipeError, match=r"not TOML: .*line 1"):
+        load(tmp_path, "[teacher\n")
+    with pytest.raises(RecipeError, match="not TOML"):
+        (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+        load_recipe(tmp_path / "binary.toml", CacheRecipe, package="teacher_cache")
+
+
+def test_shipped_recipes_are_found_by_name_and_say_what_the_paper_says():
+    teacher = load_recipe(Path("beitv2-base-imagenet"), CacheRecipe, package="teacher_cache")
+    assert teacher.teacher.model.startswith("beitv2_base")
+    assert (teacher.teacher.pretrained, teacher.views.count, teacher.topk.k) == (True, 300, 20)
+    student = load_recipe(Path("ghostnetv3-1.0x-imagenet"), StudentRecipe, package="student")
+    # GhostNetV3 (arXiv 2404.11202), sec. 4.1
+    assert student.optimizer.name == "lamb"
+    assert (student.optimizer.lr, student.optimizer.batch_size) == (0.005, 2048)
+    assert (student.schedule.epochs, student.schedule.min_lr) == (600, 0.0)
+    assert (student.distill.alpha, student.distill.temperature) == (0.5, 1.0)
+    assert student.ema.decay == 0.9999
+    for package, kind, names in (
+        ("teacher_cache", CacheRecipe, ["digits"]),
+        ("student", StudentRecipe, ["digits-teacher", "digits-student"]),
+    ):
+        for name in names:
+            load_recipe(Path(name), kind, package=package)
+
+
+def test_the_digest_covers_what_changes_a_record_and_nothing_else(tmp_path):
+    digest = cache_recipe().digest()
+    for changes in (
+        {"views__count": 9},
+        {"storage__views_per_tile": 1},
+        {"loader__workers": 3},
+        {"images__skip_unreadable": True},
+    ):
+        assert cache_recipe(**changes).digest() == digest, changes
+    for changes in (
+        {"teacher__model": "test_vit"},
+        {"teacher__batch_size": 8},
+        {"teacher__seed": 1},
+        {"teacher__kwargs": {"drop_rate": 0.1}},
+        {"views__seed": 1},
+        {"views__size": 64},
+        {"views__flip": 0.25},
+        {"views__interpolation": "bilinear"},
+        {"topk__k": 1},
+        {"topk__temperatures": [1.0]},
+        {"storage__rows_per_shard": 64},
+    ):
+        assert cache_recipe(**changes).digest() != digest, changes
+
+
+def test_a_teacher_has_one_source_of_weights():
+    recipe = cache_document(teacher__checkpoint="weights.safetensors")
+    assert parse_recipe(recipe, CacheRecipe, source="test").teacher.pretrained is False
+    del recipe["teacher"]["pretrained"]
+    assert parse_recipe(recipe, CacheRecipe, source="test").teacher.pretrained is False
+    recipe["teacher"]["pretrained"] = True
+    with pytest.raises(RecipeError, match="expected one source"):
+        parse_recipe(recipe, CacheRecipe, source="test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer__micro_batch": 5}, "expected a divisor of batch_size = 16"),
+        ({"distill__alpha": 1.5}, "distill.alpha"),
+        ({"distill__tail": "buckets"}, "distill.tail: .*'bucket'"),
+        ({"distill__temperature": 0.0}, "distill.temperature"),
+        ({"ema__decay": 1.0}, "ema.decay"),
+        ({"reparam__branches": 0}, "reparam.branches"),
+        ({"views__sice": 3}, "views.sice: unknown key; did you mean 'size'"),
+    ],
+)
+def test_a_bad_student_recipe_names_the_key(tmp_path, changes, words):
+    with pytest.raises(RecipeError, match=words):
+        load(tmp_path, student_document(**changes), kind=StudentRecipe)
+
+
+def test_the_runs_identity_leaves_out_what_changes_no_weight():
+    def identity(**changes):
+        return parse_recipe(student_document(**changes), StudentRecipe, source="test").identity()
+
+    same = identity()
+    assert identity(loader__workers=5) == same
+    assert identity(run__log_every_steps=9) == same
+    assert identity(evaluation__batch_size=9) == same
+    assert identity(run__threads=2) != same
+    assert identity(optimizer__micro_batch=8) != same
+    assert identity(run__seed=1) != same
