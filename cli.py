@@ -166,8 +166,12 @@ def serve(
 ) -> None:
     """Answer HTTP queries about jobs; runs without torch."""
     from service.app import serve as serve_http
+    from service.database import StoreRefusedError
 
-    serve_http(host=host, port=port)
+    try:
+        serve_http(host=host, port=port)
+    except StoreRefusedError as error:
+        sys.exit(_complain(str(error), 2))
 
 
 @app.command()
@@ -197,19 +201,14 @@ def main() -> None:
 
 def _run(job: Iterator["Progress"], kind: str, unit: str, config: Mapping[str, Any]) -> None:
     """Drain a job: print, record, and stop it between steps when a signal asks for it."""
-    from service.database import default_url
     from service.recorder import record_job
 
     stop = _Stop()
-    with record_job(default_url(), kind=kind, unit=unit, config=config) as recorder:
-        try:
-            with stop:
-                _drain(job, stop, recorder, kind)
-        except BaseException as error:
-            recorder.finish("failed", f"{type(error).__name__}: {error}"[:500])
-            raise
+    with record_job(kind=kind, unit=unit, config=config) as recorder:
+        with stop:
+            _drain(job, stop, recorder, kind)
         if stop.signal is None:
-            recorder.finish("succeeded", None)
+            recorder.finish("succeeded")
             return
         recorder.finish("cancelled", f"stopped by {stop.signal.name}; saved")
     print(f"stopped by {stop.signal.name}; saved: the same command continues", file=sys.stderr)

@@ -54,6 +54,7 @@ def train(
     evaluation = evaluation_of(recipe, validation, size=run.size, interpolation=run.interpolation)
     interval = Interval(data.index.keys)
     resumed = state.step
+    yield Progress(resumed, plan.total_steps, "steps", resumed=resumed)
     for step_batches in batches(data, plan, start_step=state.step, workers=recipe.loader.workers):
         lr = _learning_rate(recipe, plan, state.step)
         losses = trainee.step(step_batches, lr=lr, step=state.step)

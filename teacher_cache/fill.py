@@ -119,6 +119,7 @@ def fill(
         workers=recipe.loader.workers,
     )
     producer = _producer(teacher)
+    yield Progress(done, total, "records", resumed=resumed)
     closing = False
     for tile, tile_batches in zip(tiles, batches, strict=True):
         answers: list[_Answer] = []

@@ -1,0 +1,1 @@
+"""Measurements against the peer that a user would pick instead, in one run, as ratios."""
