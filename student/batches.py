@@ -149,8 +149,8 @@ def _require_same_pixels(data: TrainingData, images: Rendered, slab: Slab) -> No
         if crc != expected:
             raise ReplayRefused(
                 f"{data.index.root / data.index.keys[row]}, view {view}: its pixels have CRC-32 "
-                f"{crc:08x}, the teacher saw {expected:08x}: the image was replaced since the cache "
-                "was filled; restore it, or fill a new cache"
+                f"{crc:08x}, the teacher saw {expected:08x}: the image was replaced since the "
+                "cache was filled; restore it, or fill a new cache"
             )
 
 

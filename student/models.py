@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from student.branches import Folded
 from student.reparam import ReparamSpec, expand
+from teacher_cache.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,11 @@ TORCHVISION = "torchvision/"
 GHOSTNETV3_SELECT = ("primary_conv", "cheap_operation", "conv_dw")
 
 
-class UnknownModel(ValueError):
+class ModelError(UserError):
+    """A student that cannot be built as asked."""
+
+
+class UnknownModel(ModelError):
     """No model has this name; the message suggests the nearest ones."""
 
 
@@ -55,7 +60,7 @@ def build_student(
 
     Raises:
         UnknownModel: neither library has the name.
-        ValueError: the constructor refuses `kwargs`, the model does not run on `image_size`, its
+        ModelError: the constructor refuses `kwargs`, the model does not run on `image_size`, its
             output is not [B, num_classes], or `reparam` does not fit it.
     """
     example = torch.zeros(1, 3, image_size, image_size)
@@ -84,7 +89,7 @@ def _ghostnetv3(
     if reparam.branches is None or reparam == ReparamSpec(branches=3):
         return _construct(name, num_classes, kwargs), ReparamSpec(), Folded.CONV_BIAS
     if kwargs.get("pretrained"):
-        raise ValueError(
+        raise ModelError(
             f"{name} is pretrained with three branches, 1x1 and identity, got another [reparam]: "
             "set reparam.branches = 3 and nothing else there, or student.kwargs.pretrained = false"
         )
@@ -115,7 +120,7 @@ def _size_argument(name: str, image_size: int) -> dict[str, int]:
 
 def _construct(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn.Module:
     if "num_classes" in kwargs:
-        raise ValueError(
+        raise ModelError(
             f"student.kwargs has num_classes = {kwargs['num_classes']}, expected it to come from "
             f"the data ({num_classes} classes): remove it"
         )
@@ -135,7 +140,7 @@ def _construct(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn.Mod
         return make(architecture, num_classes=num_classes, **kwargs)
     except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
         given = ", ".join(f"{key} = {value!r}" for key, value in kwargs.items()) or "none"
-        raise ValueError(
+        raise ModelError(
             f"{name} cannot be built with student.kwargs ({given}), expected arguments of its "
             f"constructor: {error}"
         ) from error
@@ -156,7 +161,7 @@ def _try(model: nn.Module, example: Tensor, *, name: str, num_classes: int) -> N
         with torch.no_grad():
             output = model.eval()(example)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(
+        raise ModelError(
             f"{name} does not run on RGB images of {size} px: choose a larger size "
             "(GhostNetV2 and V3 need more than 32), other student.kwargs or another model "
             f"({error})"
@@ -165,7 +170,7 @@ def _try(model: nn.Module, example: Tensor, *, name: str, num_classes: int) -> N
         model.train()
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != (1, num_classes):
-        raise ValueError(
+        raise ModelError(
             f"{name} maps an image to {shape}, expected (1, {num_classes}): choose a classifier, "
             "and leave its head in student.kwargs as it is"
         )

@@ -123,6 +123,20 @@ class StudentRecipe(Section):
     loader: LoaderSection = LoaderSection()
     run: RunSection = RunSection()
 
+    @model_validator(mode="after")
+    def _a_schedule_that_falls(self) -> Self:
+        if self.schedule.warmup_epochs >= self.schedule.epochs:
+            raise ValueError(
+                f"got schedule.warmup_epochs = {self.schedule.warmup_epochs}, expected less than "
+                f"schedule.epochs = {self.schedule.epochs}"
+            )
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"got schedule.min_lr = {self.schedule.min_lr}, expected at most optimizer.lr = "
+                f"{self.optimizer.lr}"
+            )
+        return self
+
     @property
     def micro_batch(self) -> int:
         """Images per forward pass."""

@@ -24,6 +24,11 @@ from torch import Tensor, nn
 from student import branch_init
 from student.branches import Branches, Folded, SumNorm
 from student.pairs import find_pairs
+from teacher_cache.errors import UserError
+
+
+class ReparamError(UserError):
+    """A model that cannot be expanded as asked."""
 
 
 class ReparamSpec(BaseModel, frozen=True, extra="forbid"):
@@ -101,13 +106,13 @@ def expand(
         The expanded copy, and what was expanded and what was left alone, with each reason.
 
     Raises:
-        ValueError: the model is expanded already, a pattern of `spec.select` matches no
+        ReparamError: the model is expanded already, a pattern of `spec.select` matches no
             convolution, or nothing can be expanded.
     """
     if spec.branches is None:
         return model, Expansion(expanded=(), left_alone={})
     if is_expanded(model):
-        raise ValueError(
+        raise ReparamError(
             f"{type(model).__name__} has training branches already, expected a plain model: fold "
             "it first, or leave reparam.branches out"
         )
@@ -139,7 +144,7 @@ def expand(
             )
         )
     if not expanded:
-        raise ValueError(_nothing_to_expand(model, left_alone))
+        raise ReparamError(_nothing_to_expand(model, left_alone))
     return model, Expansion(expanded=tuple(expanded), left_alone=left_alone)
 
 
@@ -212,7 +217,7 @@ def _selected(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
         }
         if not matched:
             some = ", ".join([*names[:3], "..."] if len(names) > 3 else names) or "none"
-            raise ValueError(
+            raise ReparamError(
                 f"reparam.select has {pattern!r}, which matches no convolution of the model, "
                 f"expected a pattern of a name or of one part of it: the convolutions are {some}"
             )

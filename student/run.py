@@ -70,6 +70,8 @@ class Run:
 def start_or_continue(folder: Path, recipe: StudentRecipe, data: TrainingData) -> Run:
     """Create the run's folder, or check that it holds a run of the same recipe and data.
 
+    A run that never saved a state may start over with another recipe: nothing is lost by it.
+
     Raises:
         RunError: the folder holds another run, or something else.
     """
@@ -82,7 +84,7 @@ def start_or_continue(folder: Path, recipe: StudentRecipe, data: TrainingData) -
         size=data.renderer.size,
         interpolation=data.renderer.interpolation,
     )
-    if (folder / "run.json").exists():
+    if run.last.exists():
         differing = _differences(open_run(folder), run)
         if differing:
             raise RunError(
@@ -90,7 +92,8 @@ def start_or_continue(folder: Path, recipe: StudentRecipe, data: TrainingData) -
                 "to continue it, or choose another --out"
             )
         return run
-    if folder.exists() and any(folder.iterdir()):
+    started = (folder / "run.json").exists()
+    if folder.exists() and any(folder.iterdir()) and not started:
         raise RunError(f"{folder} is not empty and holds no run: choose another --out, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "run.json", json.dumps(run.to_json(), indent=1).encode())

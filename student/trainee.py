@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from student.batches import MicroBatch
 from student.loss import SparseTarget, distillation_loss
-from student.models import build_student
+from student.models import ModelError, build_student
 from student.order import step_seed
-from student.recipe import StudentRecipe
+from student.recipe import OptimizerSection, StudentRecipe
 from teacher_cache.normalize import Normalization
 
 
@@ -44,13 +44,7 @@ class Trainee:
             reparam=recipe.reparam,
             kwargs=recipe.student.kwargs,
         ).to(device, memory_format=layout)  # type: ignore[call-overload]
-        optimizer = create_optimizer_v2(
-            network,
-            opt=recipe.optimizer.name,
-            lr=recipe.optimizer.lr,
-            weight_decay=recipe.optimizer.weight_decay,
-            **recipe.optimizer.kwargs,
-        )
+        optimizer = _optimizer(network, recipe.optimizer)
         ema = None
         if recipe.ema.decay is not None:
             ema = ModelEmaV3(network, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup)
@@ -105,6 +99,22 @@ class Trainee:
         if self.ema is not None:
             self.ema.update(self.network, step=step)
         return losses
+
+
+def _optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(
+            network,
+            opt=section.name,
+            lr=section.lr,
+            weight_decay=section.weight_decay,
+            **section.kwargs,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ModelError(
+            f"optimizer.name = {section.name!r}, kwargs {section.kwargs}: timm makes no such "
+            f"optimizer ({error}): use a name of timm.optim.list_optimizers(), such as lamb"
+        ) from None
 
 
 def _on(target: SparseTarget, device: torch.device) -> SparseTarget:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from teacher_cache.errors import CacheError
@@ -162,9 +163,19 @@ def _ask(teacher: Teacher, batch: Rendered, recipe: CacheRecipe, index: ImageInd
     for pixels_BHWC in batch.pixels_GBHWC:
         full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else pixels_BHWC
         logits_BC = teacher.logits(full)[: len(rows)]
+        _require_finite(logits_BC, rows, index)
         kept = top_k(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures)
         topk.append(_without(kept, absent))
     return _Answer(rows, tuple(topk), batch.checks, frozenset(batch.unreadable))
+
+
+def _require_finite(logits_BC: Tensor, rows: np.ndarray, index: ImageIndex) -> None:
+    finite = torch.isfinite(logits_BC).all(dim=1).cpu().numpy()
+    if not finite.all():
+        raise CacheError(
+            f"the teacher's logits of {index.keys[rows[~finite][0]]} are not finite: its weights "
+            "or its arithmetic are broken; nothing of this tile was committed"
+        )
 
 
 def _without(topk: TopK, absent_B: np.ndarray) -> TopK:

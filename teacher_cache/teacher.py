@@ -142,8 +142,8 @@ def _create(section: TeacherSection, *, pretrained: bool, kwargs: dict[str, Any]
     except Exception as error:  # hub, network and constructor errors have no common type
         raise TeacherError(
             f"teacher {section.model} (pretrained = {pretrained}) could not be built: "
-            f"{_first_line(error)}: check the network or the hub's cache and teacher.kwargs, name a "
-            "local teacher.checkpoint, or set teacher.pretrained = false"
+            f"{_first_line(error)}: check the network or the hub's cache and teacher.kwargs, name "
+            "a local teacher.checkpoint, or set teacher.pretrained = false"
         ) from error
     return network
 

@@ -1,6 +1,7 @@
 """Recipes and caches small enough for tests, and real."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -91,5 +92,11 @@ def to_toml(document):
     return "\n".join(lines) + "\n"
 
 
+def command(*arguments):
+    """The command line that runs `cli.py`."""
+    return [sys.executable, str(REPOSITORY / "cli.py"), *map(str, arguments)]
+
+
 def cli_environment(folder):
+    """Records in the test's folder, one thread."""
     return {**os.environ, "RETORT_DB": f"sqlite:///{folder}/jobs.db", "OMP_NUM_THREADS": "1"}

@@ -131,6 +131,8 @@ def test_ghostnetv3_by_surgery_is_the_network_that_timm_builds() -> None:
     torch.manual_seed(0)
     by_surgery = build("ghostnetv3_050", reparam=ReparamSpec(branches=3, gamma="inverse_sqrt"))
     assert size_of(by_surgery) == size_of(build("ghostnetv3_050"))
+    narrower = build("ghostnetv3_050", reparam=ReparamSpec(branches=3, scale_1x1=False))
+    assert size_of(narrower) < size_of(by_surgery)
     folded = fold(settled(by_surgery))
     deployed = timm.utils.reparameterize_model(timm.create_model("ghostnetv3_050", num_classes=10))
     deployed.load_state_dict(folded.state_dict(), strict=True)

@@ -141,12 +141,26 @@ def test_timms_own_ghostnetv3_folds_at_every_width(width: str) -> None:
     assert_folds(settle(model, images()), images(4, seed=3))
 
 
+def assert_folded_in_float64(model: nn.Module) -> None:
+    """The folded float32 weights are the folded float64 ones, rounded once."""
+    exact = fold(copy.deepcopy(model).double()).state_dict()
+    for name, value in fold(model).state_dict().items():
+        assert torch.equal(value, exact[name].to(value.dtype)), name
+
+
+def test_our_branches_fold_in_float64_whatever_the_models_precision() -> None:
+    torch.manual_seed(0)
+    model, _ = expanded(SMALL["timm MobileNetV3"](), 3)
+    assert_folded_in_float64(settle(model, images()))
+
+
 def test_timms_own_ghostnetv3_folds_and_stays_trainable() -> None:
     torch.manual_seed(0)
     model = timm.create_model("ghostnetv3_050", num_classes=10, drop_rate=0.0)
     folded = assert_folds(settle(model, images()), images(4, seed=3))
     assert is_expanded(model)
     assert not is_expanded(folded)
+    assert_folded_in_float64(model)
     deployed = timm.utils.reparameterize_model(model)
     assert list(folded.state_dict()) == list(deployed.state_dict())
     assert_every_weight_gets_a_gradient(folded)
