@@ -149,13 +149,10 @@ def training(cli, recipes, data, *more, cache="cache", check=1, **changes):
 
 def test_bad_recipes_exit_2_and_name_the_key(cli, recipes, scans):
     words = caching(cli, recipes, scans / "train", "--set", "teacher.modle=resnet18", check=2)
-    assert (
-        words == ("error: " + words[len("error: ") :])
-        and "teacher.modle: unknown key; did you mean 'model'?" in words
-    )
-    assert (
-        "shipped recipe" in cli("cache-teacher", "x", "--data", "d", "--out", "o", check=2).stderr
-    )
+    assert words.startswith("error: ")
+    assert "teacher.modle: unknown key; did you mean 'model'?" in words
+    missing = cli("cache-teacher", "x", "--data", "d", "--out", "o", check=2).stderr
+    assert "give the path of a .toml file, or a shipped recipe: " in missing
 
 
 def test_bad_data_and_teachers_exit_1_with_one_line_and_make_nothing(cli, recipes, scans, tmp_path):
