@@ -113,18 +113,15 @@ def fill(
     tiles = missing_tiles(cache, recipe.storage.views_per_tile)[rank::world_size]
     total = len(index) * cache.view_count
     done = resumed = total - sum(len(cache.rows(b.shard)) for b in missing_blocks(cache))
-    batches = [_requests(cache, tile, recipe.teacher.batch_size) for tile in tiles]
-    stream = rendered(
-        _renderer(index, recipe),
-        [request for tile_batches in batches for request in tile_batches],
-        workers=recipe.loader.workers,
-    )
+    batch_size = recipe.teacher.batch_size
+    requests = (request for tile in tiles for request in _requests(cache, tile, batch_size))
+    stream = rendered(_renderer(index, recipe), requests, workers=recipe.loader.workers)
     producer = _producer(teacher)
     yield Progress(done, total, "records", resumed=resumed)
     closing = False
-    for tile, tile_batches in zip(tiles, batches, strict=True):
+    for tile in tiles:
         answers: list[_Answer] = []
-        for _ in tile_batches:
+        while sum(len(answer.rows) for answer in answers) < len(cache.rows(tile.shard)):
             answer = _ask(teacher, next(stream), recipe, index)
             answers.append(answer)
             done += len(answer.rows) * len(tile.views)
@@ -204,12 +201,10 @@ def _block(block: BlockId, g: int, answers: list[_Answer]) -> Block:
     return Block(block, topk, check, tuple(sorted(absent)))
 
 
-def _requests(cache: Cache, tile: Tile, batch_size: int) -> list[Request]:
+def _requests(cache: Cache, tile: Tile, batch_size: int) -> Iterator[Request]:
     rows = np.array(cache.rows(tile.shard))
-    return [
-        Request(rows[start : start + batch_size], tile.views)
-        for start in range(0, len(rows), batch_size)
-    ]
+    for start in range(0, len(rows), batch_size):
+        yield Request(rows[start : start + batch_size], tile.views)
 
 
 def _renderer(index: ImageIndex, recipe: CacheRecipe) -> ViewRenderer:
