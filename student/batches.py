@@ -15,10 +15,11 @@ from student.data import TrainingData
 from student.loss import SparseTarget
 from student.order import epoch_order
 from student.recipe import StudentRecipe
+from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImagesError
 from teacher_cache.loader import Rendered, Request, rendered
-from teacher_cache.store import ROWS_PER_CHECK, Cache, Slab, read_slab
+from teacher_cache.store import Cache, Slab, read_slab
 
 
 @dataclass(frozen=True, slots=True, eq=False)
