@@ -207,6 +207,64 @@ def verify_cache(
 
 
 @app.command()
+def audit_cache(
+    cache: CacheArgument,
+    data: DataOption,
+    records: Annotated[int, typer.Option(min=1, help="How many to compare.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Render a sample and ask the teacher again; exit code 0 if the cache agrees, else 1."""
+    from teacher_cache.audit import audit, report
+    from teacher_cache.images import rebase
+    from teacher_cache.recipe import CacheRecipe, override_recipe
+    from teacher_cache.store import open_cache
+    from teacher_cache.teacher import load_teacher
+
+    opened = open_cache(cache)
+    settings = override_recipe(opened.manifest.recipe, CacheRecipe, overrides or ())
+    teacher = load_teacher(
+        settings.teacher,
+        class_count=opened.manifest.class_count,
+        has_class_map=settings.images.class_map is not None,
+        size=settings.views.size,
+        device=_device(device),
+    )
+    result = audit(opened, rebase(opened.index, data), teacher, records=records, seed=seed)
+    _show(report(opened, result), as_json=as_json)
+    raise SystemExit(0 if result.passed else 1)
+
+
+@app.command()
+def plan_cache(
+    recipe: RecipeArgument,
+    data: DataOption,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Predict a cache from a real sample: records, bytes, the teacher's hours, memory."""
+    from teacher_cache.images import index_folder, read_class_map
+    from teacher_cache.plan import plan
+    from teacher_cache.recipe import CacheRecipe, load_recipe
+    from teacher_cache.teacher import load_teacher
+
+    settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
+    class_map = settings.images.class_map
+    index = index_folder(data, class_ids=read_class_map(class_map) if class_map else None)
+    teacher = load_teacher(
+        settings.teacher,
+        class_count=index.class_count,
+        has_class_map=class_map is not None,
+        size=settings.views.size,
+        device=_device(device),
+    )
+    _show(plan(settings, index, teacher), as_json=as_json)
+
+
+@app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
@@ -387,11 +445,10 @@ def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(
-            f"{name.ljust(width)}  {value:,}"
-            if isinstance(value, int)
-            else f"{name.ljust(width)}  {value}"
-        )
+        shown = f"{value:,}" if type(value) is int else value
+        if isinstance(value, dict):
+            shown = "  ".join(f"{key}: {item}" for key, item in value.items()) or "none"
+        print(f"{name.ljust(width)}  {shown}")
 
 
 def _spell(facts: Mapping[str, Any]) -> str:

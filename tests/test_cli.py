@@ -113,7 +113,7 @@ def free_port():
 
 COMMANDS = (
     "cache-teacher", "train-student", "evaluate", "export", "inspect-cache", "verify-cache",
-    "serve", "demo",
+    "audit-cache", "plan-cache", "serve", "demo",
 )  # fmt: skip
 
 
