@@ -102,6 +102,19 @@ def train_student(
         Path | None, typer.Option(help="From cache-teacher; none: no teacher.")
     ] = None,
     overrides: OverridesOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait for views that are still being filled.")
+    ] = False,
+    follow_timeout_s: Annotated[
+        float, typer.Option(min=0, help="Give up when the cache has not grown for so long.")
+    ] = 3600.0,
+    accept_pixel_libraries: Annotated[
+        bool,
+        typer.Option(
+            "--accept-pixel-libraries",
+            help="Go on with other versions if a sample of the pixels is the same.",
+        ),
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a student on the views that the teacher saw, with its cached answers."""
@@ -118,7 +131,13 @@ def train_student(
         training = plain_data(settings, index_folder(data))
     else:
         opened = open_cache(cache)
-        training = replayed_data(settings, rebase(opened.index, data), opened)
+        training = replayed_data(
+            settings,
+            rebase(opened.index, data),
+            opened,
+            follow_timeout_s=follow_timeout_s if follow else None,
+            accept_pixel_libraries=accept_pixel_libraries,
+        )
     validation = index_folder(val, class_ids=training.index.class_ids)
     run = start_or_continue(out, settings, training)
     config = {
@@ -356,7 +375,7 @@ class _Stop:
 class _Display:
     """One line kept up to date on a terminal; elsewhere one every 30 s, or every 1% past 5 s."""
 
-    _SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1")
+    _SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1", "waiting_for_view")
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -367,14 +386,16 @@ class _Display:
 
     def show(self, progress: "Progress") -> None:
         """Print where the job is, if it is time to."""
+        was_waiting = self._metrics.pop("waiting_for_view", None) is not None
         self._metrics.update(progress.metrics)
+        starts_waiting = "waiting_for_view" in progress.metrics and not was_waiting
         now, percent = time.monotonic(), 100 * progress.done // max(progress.total, 1)
         waited_s = now - self._shown
         done = progress.done == progress.total
         due = (
             waited_s > 0.1 if self._terminal else waited_s > (5 if percent > self._percent else 30)
         )
-        if not (due or done):
+        if not (due or done or starts_waiting):
             return
         self._shown, self._percent = now, percent
         line = self._line(progress, now)

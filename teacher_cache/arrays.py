@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -161,9 +162,12 @@ def _pcodec() -> Any:
         ) from None
 
 
+_FILTERS = RLock()  # the warnings module's filters are the whole process's
+
+
 @contextmanager
 def quiet_zarr() -> Iterator[None]:
     """Silence the one warning that says what docs/cache-format.md says: pcodec is an extension."""
-    with warnings.catch_warnings():
+    with _FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
         yield

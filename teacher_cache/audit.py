@@ -16,9 +16,8 @@ from torch.nn.functional import pad
 from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
-from teacher_cache.ledger import committed_blocks
 from teacher_cache.loader import Request, ViewRenderer
-from teacher_cache.store import Cache, checked_row, read_slab
+from teacher_cache.store import Cache, checked_row, complete_views, read_slab
 from teacher_cache.teacher import Teacher
 
 KL_LIMIT = 1e-3
@@ -112,12 +111,7 @@ def report(cache: Cache, result: Audit) -> dict[str, Any]:
 
 def _sample(cache: Cache, records: int, random: np.random.Generator) -> dict[int, np.ndarray]:
     """Rows to compare, by view; up to half have their pixels' CRC in the cache."""
-    committed, shards = committed_blocks(cache.root), len(cache.blocks()) // cache.view_count
-    views = [
-        view
-        for view in range(cache.view_count)
-        if sum(block.view == view for block in committed) == shards
-    ]
+    views = complete_views(cache)
     if not views:
         raise CacheError(f"cache {cache.root} has no complete view yet: nothing to audit")
     rows = len(cache.index)

@@ -162,6 +162,12 @@ def missing_blocks(cache: Cache) -> list[BlockId]:
     return [block for block in cache.blocks() if block not in committed]
 
 
+def complete_views(cache: Cache) -> list[int]:
+    """The views whose blocks the ledger names, every one."""
+    incomplete = {block.view for block in missing_blocks(cache)}
+    return [view for view in range(cache.view_count) if view not in incomplete]
+
+
 def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None:
     """Commit one block: write its files aside, flush them, move them into place, name them.
 
