@@ -161,13 +161,19 @@ def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> Mic
     target = None
     if slab is not None:
         _require_same_pixels(data, images, slab)
-        target = SparseTarget(
-            ids_BK=torch.from_numpy(slab.ids_NK[rows].astype(np.int64)),
-            logp_BK=torch.from_numpy(slab.logp_NK[rows]).float(),
-            tail_B=torch.from_numpy(slab.tail_NT[rows, data.temperature_column]).float(),
-        )
+        target = targets_of(slab, rows, data.temperature_column)
     return MicroBatch(
         rows, images.pixels_GBHWC[0], torch.from_numpy(data.index.labels[rows]), target
+    )
+
+
+def targets_of(slab: Slab, rows: np.ndarray, temperature_column: int) -> SparseTarget:
+    """The records of some rows [B], ready for the loss."""
+    # take() is 2 to 4 times as fast as indexing, which copies element by element
+    return SparseTarget(
+        ids_BK=torch.from_numpy(slab.ids_NK.take(rows, axis=0).astype(np.int64)),
+        logp_BK=torch.from_numpy(slab.logp_NK.take(rows, axis=0)).float(),
+        tail_B=torch.from_numpy(slab.tail_NT[rows, temperature_column]).float(),
     )
 
 

@@ -15,8 +15,9 @@ import zarr
 from teacher_cache.arrays import (
     RECORD_ARRAYS,
     ROWS_PER_CHECK,
+    Layout,
     create_arrays,
-    decode_shards,
+    decode_array,
     encode_shard,
     open_array,
     quiet_zarr,
@@ -62,6 +63,17 @@ class Cache:
         """The rows of one shard."""
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, len(self.index)))
+
+    def layout(self) -> Layout:
+        """The shape of one view's arrays."""
+        topk = self.manifest.parsed_recipe().topk
+        return Layout(
+            rows=len(self.index),
+            rows_per_shard=self.rows_per_shard,
+            k=topk.k,
+            temperatures=len(topk.temperatures),
+            class_count=self.manifest.class_count,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,7 +231,7 @@ def read_slab(cache: Cache, view: int) -> Slab:
             f"cache {cache.root} holds views 0-{cache.view_count - 1}, asked for view {view}"
         )
     absent: set[int] = set()
-    shards: dict[str, bytes] = {}
+    shards: dict[str, list[bytes]] = {name: [] for name in RECORD_ARRAYS}
     for block in cache.blocks():
         if block.view == view:
             entry = read_entry(cache.root, block)
@@ -229,13 +241,16 @@ def read_slab(cache: Cache, view: int) -> Slab:
                     "again"
                 )
             absent.update(entry.absent_rows)
-            shards |= _verified(cache, entry)
+            for name, data in _verified(cache, entry).items():
+                shards[name].append(data)
     try:
         # decoded from the very bytes that were verified
         ids, logp, tail, check = (
-            decode_shards(cache.root, name, shards)[view] for name in RECORD_ARRAYS
+            decode_array(name, data, cache.layout()) for name, data in shards.items()
         )
-    except (ValueError, OSError) as error:
+    except ValueError as error:
+        if isinstance(error, CacheError):
+            raise
         raise DamagedRecords(
             f"cache {cache.root}, view {view}: cannot be decoded: {error}"
         ) from error
@@ -280,9 +295,9 @@ def absent_rows(cache: Cache) -> frozenset[int]:
 
 
 def _verified(cache: Cache, entry: LedgerEntry) -> dict[str, bytes]:
-    """The bytes of a block's files, by key."""
+    """The bytes of a block's files, by array."""
     found = {}
-    for key, file in expected_files(entry).items():
+    for name, (key, file) in zip(RECORD_ARRAYS, expected_files(entry).items(), strict=True):
         data = read_file(cache.root / key)
         damage = damage_of(file, data)
         if data is None or damage:
@@ -291,7 +306,7 @@ def _verified(cache: Cache, entry: LedgerEntry) -> dict[str, bytes]:
                 "--repair`, then the same cache-teacher command, which computes just these rows "
                 "anew"
             )
-        found[key] = data
+        found[name] = data
     return found
 
 

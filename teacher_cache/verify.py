@@ -5,7 +5,6 @@ V views, N rows, S rows a shard.
 
 import json
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from teacher_cache.arrays import (
     RECORD_ARRAYS,
     ROWS_PER_CHECK,
     array_documents,
+    chunk_index,
     shard_key,
 )
 from teacher_cache.durable import write_atomic
@@ -95,7 +95,7 @@ def repair(cache: Cache, found: Verification) -> None:
     for block in sorted({damage.block for damage in found.damage if damage.block}):
         drop_block(cache, block)
     if wrong := [damage.file for damage in found.damage if damage.block is None]:
-        documents = array_documents(cache.manifest, cache.index)
+        documents = array_documents(cache.manifest, len(cache.index))
         for file in wrong:
             document = documents[Path(file).parts[0]]
             document["shape"][0] = cache.view_count
@@ -152,10 +152,11 @@ def _wrong_chunks(cache: Cache, key: str, data: bytes, block: BlockId) -> str | 
     if key.startswith("check/"):
         chunk_rows, rows = chunk_rows // ROWS_PER_CHECK, -(-rows // ROWS_PER_CHECK)
     start = len(data) - 16 * count - 4
-    index, stated = data[max(start, 0) : -4], data[-4:]
-    if start < 0 or crc32c_of(index) != int.from_bytes(stated, "little"):
-        return "its index of chunks is damaged"
-    for chunk, (offset, length) in enumerate(struct.iter_unpack("<QQ", index)):
+    try:
+        index = chunk_index(data, count)
+    except ValueError as error:
+        return str(error)
+    for chunk, (offset, length) in enumerate(index):
         if chunk * chunk_rows >= rows:
             if (offset, length) != (_ABSENT, _ABSENT):
                 return f"holds a chunk {chunk} beyond its rows"
@@ -170,7 +171,7 @@ def _wrong_chunks(cache: Cache, key: str, data: bytes, block: BlockId) -> str | 
 
 def _wrong_descriptions(cache: Cache) -> Iterator[Damage]:
     """Record arrays whose `zarr.json` is not what the manifest asks for."""
-    for name, document in array_documents(cache.manifest, cache.index).items():
+    for name, document in array_documents(cache.manifest, len(cache.index)).items():
         found = json.loads((cache.root / name / "zarr.json").read_bytes())
         document["shape"][0] = found["shape"][0]  # views may have been appended
         if found != document:
