@@ -18,7 +18,7 @@ DOCUMENT = (REPOSITORY / "docs" / "cache-format.md").read_text()
 GOLDEN = REPOSITORY / "tests" / "golden" / "cache"
 
 
-def test_the_ten_lines_of_plain_zarr_read_a_cache(filled):
+def test_the_dozen_lines_of_plain_zarr_read_a_cache(filled):
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", example, filled.root, "1"],
@@ -29,7 +29,7 @@ def test_the_ten_lines_of_plain_zarr_read_a_cache(filled):
     assert done.stdout == f"{index.keys[0]} {slab.ids_NK[0].tolist()} {probabilities}\n"
     imports, *lines = example.splitlines()
     assert "teacher_cache" not in imports
-    assert len(lines) <= 11
+    assert sum(bool(line) for line in lines) <= 12
 
 
 def chunks(path, count):
