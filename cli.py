@@ -161,6 +161,32 @@ def export(
 
 
 @app.command()
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...", help="timm names, torchvision/NAME; none: the paper's."
+        ),
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time one image on one CPU thread (a minute or two).")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Parameters, multiply-adds and speed of students, measured here, beside published figures."""
+    from student.machine import processor
+    from student.survey import survey, table
+
+    measured = list(survey(names or (), timed=latency))
+    if as_json:
+        print(json.dumps([model.to_json() for model in measured], indent=1))
+        return
+    print(table(measured))
+    if latency:
+        print(f"\nlatency: median of 100 runs, folded, one thread of {processor()}")
+
+
+@app.command()
 def inspect_cache(
     cache: Annotated[Path, typer.Argument(metavar="CACHE")],
     as_json: JsonOption = False,

@@ -112,7 +112,8 @@ def free_port():
 
 
 COMMANDS = (
-    "cache-teacher", "train-student", "evaluate", "export", "inspect-cache", "serve", "demo",
+    "cache-teacher", "train-student", "evaluate", "export", "models", "inspect-cache", "serve",
+    "demo",
 )  # fmt: skip
 
 
