@@ -68,7 +68,7 @@ def cache_teacher(
         device=_device(device),
     )
     cache = open_or_create(out, settings, index, teacher)
-    config = {"recipe": recipe.stem, "teacher": settings.teacher.model, "views": cache.view_count}
+    config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
     _run(fill(cache, index, teacher, settings), "cache-teacher", "records", config)
     print(f"cache {out}: {cache.view_count} views of {len(index)} images, complete")
 

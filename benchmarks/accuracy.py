@@ -14,8 +14,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.machine import describe
-from student.machine import processor
+from benchmarks.machine import describe, processor
 from student.published import in_units
 from student.survey import Measured, survey, table
 
@@ -30,6 +29,7 @@ COLORS = {
     "MobileNeXt": "0.45",
     "MobileFormer": "0.65",
 }
+LEGEND = {"ncols": 4, "frameon": False, "fontsize": 8}
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def draw(models: list[Measured], out: Path) -> None:
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for family, members in families(models).items():
         color = COLORS[family]
@@ -69,7 +69,7 @@ def draw(models: list[Measured], out: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", **LEGEND)
     figure.savefig(out, dpi=150)
 
 

@@ -25,7 +25,7 @@ def inspect(cache: Cache) -> dict[str, Any]:
     missing = {block.view for block in missing_blocks(cache)}
     return {
         "cache": str(cache.root),
-        "teacher": recipe.teacher.model,
+        "teacher": recipe.teacher.name,
         "teacher weights": cache.manifest.teacher_weights_sha256,
         "recipe digest": cache.manifest.recipe_digest,
         "images": len(cache.index),
