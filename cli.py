@@ -177,7 +177,7 @@ def models(
     from student.machine import processor
     from student.survey import survey, table
 
-    measured = list(survey(names or (), timed=latency))
+    measured = survey(names or (), timed=latency)
     if as_json:
         print(json.dumps([model.to_json() for model in measured], indent=1))
         return

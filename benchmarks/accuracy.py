@@ -34,7 +34,7 @@ LEGEND = {"ncols": 4, "frameon": False, "fontsize": 8}
 
 def main() -> None:
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
-    models = list(survey((), timed=True))
+    models = survey((), timed=True)
     print(describe())
     print(table(models))
     out.parent.mkdir(parents=True, exist_ok=True)

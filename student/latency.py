@@ -7,19 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-WARM_UP_RUNS = 5
+PASSES_A_TURN = 10
+"""So that a network runs with warm caches, as it does alone, and yet meets every busy moment."""
 
 
 def latencies_ms(networks: Sequence[nn.Module], *, size: int, runs: int = 100) -> list[float]:
     """Median wall time of a forward pass on one image of `size` px, in milliseconds.
 
-    The networks take turns, so that whatever else the machine does meets all of them alike; one
-    thread, contiguous float32. Their modes and the number of threads are restored.
+    The networks take turns of ten passes, after one that is not timed, so that whatever else the
+    machine does meets all of them alike; one thread, contiguous float32. Their modes and the
+    number of threads are restored.
 
     Args:
         networks: on the CPU.
         size: pixels a side.
-        runs: timed passes of each network, after five that are not.
+        runs: timed passes of each network.
     """
     modes, threads = [network.training for network in networks], torch.get_num_threads()
     image = torch.randn((1, 3, size, size), generator=torch.Generator().manual_seed(0))
@@ -29,11 +31,12 @@ def latencies_ms(networks: Sequence[nn.Module], *, size: int, runs: int = 100) -
         network.eval()
     try:
         with torch.inference_mode():
-            for run in range(-WARM_UP_RUNS, runs):
+            for begin in range(0, runs, PASSES_A_TURN):
                 for network, timed in zip(networks, seconds, strict=True):
-                    started = time.perf_counter()
                     network(image)
-                    if run >= 0:
+                    for _ in range(min(PASSES_A_TURN, runs - begin)):
+                        started = time.perf_counter()
+                        network(image)
                         timed.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)

@@ -117,9 +117,9 @@ ROWS = (
 )
 
 
-def in_units(printed: str) -> float:
+def in_units(printed: str) -> int:
     """`48M` -> 48,000,000."""
-    return float(Decimal(printed[:-1]) * _SCALE[printed[-1]])
+    return int(Decimal(printed[:-1]) * _SCALE[printed[-1]])
 
 
 def agrees(count: int, printed: str) -> bool:

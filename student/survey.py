@@ -1,6 +1,6 @@
 """The students' sizes and speed, measured here, beside what is published of them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,37 +55,45 @@ class Measured:
         return {**document, "paper": paper, "note": self.note}
 
 
-def survey(names: Iterable[str], *, timed: bool) -> Iterator[Measured]:
+def survey(names: Iterable[str], *, timed: bool) -> list[Measured]:
     """Measure models at 224 px with 1,000 classes.
 
     Args:
         names: as `build_student` takes them; none: every model of `student.published`.
-        timed: measure latencies too.
+        timed: measure latencies too, all models taking turns.
 
     Raises:
         UnknownModel, ModelError: a name that cannot be built.
     """
     known = {row.model: row for row in ROWS if row.model is not None}
-    rows = [known.get(name, Row(name, name, None)) for name in names] or ROWS
-    for row in rows:
-        if row.model is None:
-            nothing = dict.fromkeys(
-                ("params", "macs", "params_training", "macs_training", "latency_ms")
-            )
-            yield Measured(label=row.label, model=row.label, published=row.published, **nothing)
-            continue
-        training = _training_form(row)
-        folded = fold(training)
-        yield Measured(
+    rows = [known.get(name, Row(name, name, None)) for name in names] or list(ROWS)
+    training = {row.model: _training_form(row) for row in rows if row.model is not None}
+    folded = {name: fold(network) for name, network in training.items()}
+    latencies: dict[str, float] = {}
+    if timed:
+        medians = latencies_ms(list(folded.values()), size=SIZE)
+        latencies = dict(zip(folded, medians, strict=True))
+    return [
+        Measured(
             label=row.label,
             model=row.model,
-            params=parameter_count(folded),
-            macs=multiply_adds(folded, size=SIZE),
-            params_training=parameter_count(training),
-            macs_training=multiply_adds(training, size=SIZE),
-            latency_ms=round(latencies_ms([folded], size=SIZE)[0], 2) if timed else None,
+            **_counts(training[row.model], folded[row.model]),
+            latency_ms=round(latencies[row.model], 2) if timed else None,
             published=row.published,
         )
+        if row.model is not None
+        else Measured(row.label, row.label, None, None, None, None, None, row.published)
+        for row in rows
+    ]
+
+
+def _counts(training: nn.Module, folded: nn.Module) -> dict[str, int]:
+    return {
+        "params": parameter_count(folded),
+        "macs": multiply_adds(folded, size=SIZE),
+        "params_training": parameter_count(training),
+        "macs_training": multiply_adds(training, size=SIZE),
+    }
 
 
 def _training_form(row: Row) -> nn.Module:
