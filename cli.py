@@ -84,7 +84,7 @@ def cache_teacher(
         device=_device(device),
     )
     cache = open_or_create(out, settings, index, teacher)
-    config = {"recipe": recipe.stem, "teacher": settings.teacher.model, "views": cache.view_count}
+    config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
     _run(job, "cache-teacher", "records", config)
     left = len(missing_blocks(cache))
@@ -172,17 +172,56 @@ def evaluate(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors or .onnx file to write.")],
+    weights: Annotated[
+        Literal["averaged", "trained"],
+        typer.Option(help="The moving average, or what the optimizer moved last."),
+    ] = "averaged",
 ) -> None:
-    """Fold a run's weights into plain convolutions and write them as safetensors."""
+    """Fold a run's weights into plain convolutions; write them, and a model card beside them."""
     from student.export import export as export_run
-    from student.run import open_run
+    from student.run import Weights, open_run
 
-    result = export_run(open_run(run), out)
-    print(
-        f"{out}: {result.parameters:,} parameters in training, {result.parameters_folded:,} "
-        f"folded; logits agree to {result.largest_difference:.1e}"
-    )
+    done = export_run(open_run(run), out, weights=Weights(weights))
+    agree = f"logits agree to {done.largest_difference:.1e}"
+    if done.parameters == done.parameters_folded:
+        print(
+            f"{out}: {done.parameters:,} parameters, nothing to fold; {agree}; one image on one "
+            f"CPU thread takes {done.latency_folded_ms:.2f} ms"
+        )
+    else:
+        print(
+            f"{out}: {done.parameters:,} parameters in training, {done.parameters_folded:,} "
+            f"folded; {agree}; one image on one CPU thread takes {done.latency_ms:.2f} ms before "
+            f"folding, {done.latency_folded_ms:.2f} ms after"
+        )
+    print(f"{done.card}: recipe, digests, metrics, versions, and how to open the file")
+
+
+@app.command()
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...", help="timm names, torchvision/NAME; none: the paper's."
+        ),
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time one image on one CPU thread (a minute or two).")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Parameters, multiply-adds and speed of students, measured here, beside published figures."""
+    from student.machine import processor
+    from student.survey import survey, table
+
+    measured = survey(names or (), timed=latency)
+    if as_json:
+        print(json.dumps([model.to_json() for model in measured], indent=1))
+        return
+    print(table(measured))
+    if latency:
+        print(f"\nlatency: median of 100 runs, folded, one thread of {processor()}")
 
 
 @app.command()

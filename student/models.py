@@ -83,6 +83,33 @@ def build_student(
     return model
 
 
+def plain_source(
+    name: str, *, num_classes: int, image_size: int, kwargs: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Python that builds the folded network without this project: an import, and a call.
+
+    Args:
+        name: as given to `build_student`, like the others.
+        num_classes: the data's class count.
+        image_size: the side of the square inputs in pixels.
+        kwargs: passed to the model's constructor.
+    """
+    arguments = {
+        "num_classes": num_classes,
+        **_size_argument(name, image_size),
+        **{key: value for key, value in kwargs.items() if key != "pretrained"},
+    }
+    library, make, architecture = "timm", "timm.create_model", name
+    if name.startswith(TORCHVISION):
+        library, make = "torchvision", "torchvision.models.get_model"
+        architecture = name.removeprefix(TORCHVISION)
+    spelled = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    call = f"{make}({architecture!r}{spelled})"
+    if name.startswith("ghostnetv3_"):
+        call = f"timm.utils.reparameterize_model({call})"
+    return f"import {library}", call
+
+
 def _ghostnetv3(
     name: str, num_classes: int, reparam: ReparamSpec, kwargs: Mapping[str, Any]
 ) -> tuple[nn.Module, ReparamSpec, Folded]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
@@ -115,13 +116,23 @@ def open_run(folder: Path) -> Run:
         raise RunError(f"{path} cannot be read: {error}") from None
 
 
-def load_network(run: Run) -> nn.Module:
+class Weights(StrEnum):
+    """Which of a run's two sets of weights."""
+
+    AVERAGED = "averaged"
+    """The moving average; a run that keeps none has only the other."""
+    TRAINED = "trained"
+    """Those that the optimizer moved last."""
+
+
+def load_network(run: Run, weights: Weights = Weights.AVERAGED) -> nn.Module:
     """A run's network as trained so far: the averaged weights where an average is kept.
 
     Raises:
         WeightsError: no checkpoint, or a damaged one.
     """
     saved = load_checkpoint(run.last)
+    averaged = saved.ema if weights is Weights.AVERAGED else None
     network = build_student(
         run.recipe.student.model,
         num_classes=run.class_count,
@@ -129,7 +140,7 @@ def load_network(run: Run) -> nn.Module:
         reparam=run.recipe.reparam,
         kwargs=run.recipe.student.kwargs,
     )
-    load_weights(network, saved.ema or saved.model, source=str(run.last))
+    load_weights(network, averaged or saved.model, source=str(run.last))
     return network.eval()
 
 

@@ -1,8 +1,24 @@
 """How large a network is."""
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameter_count(network: nn.Module) -> int:
     """How many trained numbers a network has; buffers such as running means are left out."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def multiply_adds(network: nn.Module, *, size: int) -> int:
+    """Multiply-adds of one image of `size` px: convolutions, matrix products, attention.
+
+    torch counts each as two operations, papers as one 'FLOP'. Normalisation, activations and
+    pooling are left out, as papers do. The network must be on the CPU.
+    """
+    was_training = network.training
+    image = torch.zeros(1, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network.eval()(image)
+    network.train(was_training)
+    return int(counter.get_total_flops()) // 2

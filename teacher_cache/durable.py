@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -10,6 +11,25 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary = _write_beside(path, data)
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Replace several files, none of them before all are on disk beside their places.
+
+    So a full disk or a folder without write access leaves every one as it was.
+    """
+    temporaries: dict[Path, Path] = {}
+    try:
+        for path, data in files.items():
+            temporaries[path] = _write_beside(path, data)
+    except BaseException:
+        for temporary in temporaries.values():
+            temporary.unlink()
+        raise
+    for path, temporary in temporaries.items():
+        temporary.replace(path)
+    for folder in {path.parent for path in files}:
+        sync_folder(folder)
 
 
 def sync_file(path: Path) -> None:

@@ -29,7 +29,7 @@ def inspect(cache: Cache) -> dict[str, Any]:
     shards = len(cache.blocks()) // cache.view_count
     return {
         "cache": str(cache.root),
-        "teacher": recipe.teacher.model,
+        "teacher": recipe.teacher.name,
         "teacher weights": cache.manifest.teacher_weights_sha256,
         "recipe digest": cache.manifest.recipe_digest,
         "images": len(cache.index),

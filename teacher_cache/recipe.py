@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,8 +29,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class TeacherSection(Section):
-    """Which network gives the targets, and from where its weights come."""
+class TeacherMember(Section):
+    """A network that gives targets, and from where its weights come."""
 
     model: str
     """Any timm model name."""
@@ -38,8 +38,6 @@ class TeacherSection(Section):
     """Fetch timm's weights; false: random weights from `seed`, one class per data class."""
     checkpoint: Path | None = None
     """Local weights instead: safetensors, or a state dict readable with `weights_only=True`."""
-    batch_size: PositiveInt = 64
-    """Images per forward pass; it can change the last bits of logits, so it is in the digest."""
     seed: int = 0
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed through to `timm.create_model`."""
@@ -54,6 +52,21 @@ class TeacherSection(Section):
                 )
             return {**table, "pretrained": False}
         return table
+
+
+class TeacherSection(TeacherMember):
+    """The teacher: one network, or several whose log-probabilities are averaged."""
+
+    batch_size: PositiveInt = 64
+    """Images per forward pass; it can change the last bits of logits, so it is in the digest."""
+    ensemble: tuple[TeacherMember, ...] = ()
+    """Further networks, each a `[[teacher.ensemble]]`: the target is the mean of all members'
+    log-probabilities, normalised again."""
+
+    @property
+    def name(self) -> str:
+        """The members' models."""
+        return " + ".join(member.model for member in (self, *self.ensemble))
 
 
 class ViewsSection(ViewPolicy):
@@ -127,10 +140,14 @@ class CacheRecipe(Section):
         Left out: how many views there are (they can be appended), tile and worker counts, what
         happens to unreadable images, and file paths (weights and labels have digests of their own).
         """
+        member = {"model", "pretrained", "seed", "kwargs"}
+        teacher: dict[str, Any] = dict.fromkeys([*member, "batch_size"], True)
+        if self.teacher.ensemble:  # absent, not empty: the digests of single teachers stay
+            teacher["ensemble"] = {"__all__": member}
         return self.model_dump(
             mode="json",
             include={
-                "teacher": {"model", "pretrained", "batch_size", "seed", "kwargs"},
+                "teacher": teacher,
                 "views": set(ViewsSection.model_fields) - {"count"},
                 "topk": True,
                 "storage": {"rows_per_shard"},
@@ -241,7 +258,11 @@ def _explain(problem: Any, kind: type[BaseModel]) -> str:
 
 def _known_keys(kind: type[BaseModel], sections: tuple[str | int, ...]) -> list[str]:
     for section in sections:
-        annotation = kind.model_fields[str(section)].annotation
+        if isinstance(section, int):  # a place in a list of tables: the same kind
+            continue
+        annotation = kind.model_fields[section].annotation
+        inner = get_args(annotation)
+        annotation = inner[0] if get_origin(annotation) is tuple else annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         kind = annotation

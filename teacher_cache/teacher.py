@@ -1,10 +1,10 @@
-"""The frozen teacher: a timm network, its weights' digest, and its own normalisation.
+"""The frozen teacher: timm networks, their weights' digest, each with its own normalisation.
 
-B images, C classes.
+B images, C classes, M members of an ensemble.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from teacher_cache.errors import UserError
 from teacher_cache.normalize import Normalization
-from teacher_cache.recipe import TeacherSection
+from teacher_cache.recipe import TeacherMember, TeacherSection
 from teacher_cache.weights import WeightsError, load_weights, read_weights
 
 
@@ -25,14 +25,13 @@ class TeacherError(UserError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Teacher:
-    """A network in evaluation mode on its device."""
+class Member:
+    """One network in evaluation mode on its device."""
 
     network: nn.Module
     normalization: Normalization
     class_count: int
     weights_sha256: str
-    device: torch.device
 
     def logits(self, pixels_BHWC: Tensor) -> Tensor:
         """uint8 [B, size, size, 3] pixels -> float32 [B, C] logits.
@@ -43,12 +42,34 @@ class Teacher:
         images = self.normalization.images(pixels_BHWC)
         network: Any = self.network
         with torch.inference_mode():
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"
-            ):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
                 features = network.forward_features(images)
             logits: Tensor = network.forward_head(features.float())
         return logits.float()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """One network or several."""
+
+    members: tuple[Member, ...]
+    class_count: int
+    weights_sha256: str
+    device: torch.device
+
+    def logits(self, pixels_BHWC: Tensor) -> Tensor:
+        """uint8 [B, size, size, 3] pixels -> float32 [B, C] logits.
+
+        Those of an ensemble are the mean of its members' log-probabilities: their softmax is the
+        members' normalised geometric mean, the distribution of least summed KL(teacher || member).
+        """
+        if len(self.members) == 1:
+            return self.members[0].logits(pixels_BHWC)
+        with torch.inference_mode():
+            logp_MBC = torch.stack(
+                [member.logits(pixels_BHWC).log_softmax(dim=1) for member in self.members]
+            )
+            return logp_MBC.mean(dim=0)
 
 
 def load_teacher(
@@ -70,28 +91,47 @@ def load_teacher(
 
     Raises:
         TeacherError: unknown model, weights that cannot be fetched or read or do not fit, another
-            input size, or a class count that disagrees with the data's.
+            input size, a class count that disagrees with the data's, or members that disagree.
     """
-    network = _build(section, class_count)
-    known = int(network.num_classes)  # type: ignore[arg-type]
-    if known != class_count and not (has_class_map and known > class_count):
-        raise TeacherError(
-            f"teacher {section.model} knows {known} classes, the data has {class_count}: use a "
-            "teacher of the data's classes, set images.class_map to a JSON file from class folder "
-            "to the teacher's class id, or set teacher.pretrained = false"
-        )
-    network.requires_grad_(requires_grad=False).eval()
-    _try(network, section, size)
+    members = []
+    for each in (section, *section.ensemble):
+        network = _build(each, class_count)
+        known = int(network.num_classes)  # type: ignore[arg-type]
+        if known != class_count and not (has_class_map and known > class_count):
+            raise TeacherError(
+                f"teacher {each.model} knows {known} classes, the data has {class_count}: use a "
+                "teacher of the data's classes, set images.class_map to a JSON file from class "
+                "folder to the teacher's class id, or set teacher.pretrained = false"
+            )
+        network.requires_grad_(requires_grad=False).eval()
+        _try(network, each, size)
+        digest = weights_sha256(network)
+        network = network.to(device)
+        members.append(Member(network, Normalization.of(network, device), known, digest))
+    _require_same_classes(section, members)
+    digests = [member.weights_sha256 for member in members]
     return Teacher(
-        network=network.to(device),
-        normalization=Normalization.of(network, device),
-        class_count=known,
-        weights_sha256=weights_sha256(network),
+        members=tuple(members),
+        class_count=members[0].class_count,
+        weights_sha256=digests[0] if len(digests) == 1 else _digest_of_all(digests),
         device=device,
     )
 
 
-def _try(network: nn.Module, section: TeacherSection, size: int) -> None:
+def _require_same_classes(section: TeacherSection, members: Sequence[Member]) -> None:
+    counts = [member.class_count for member in members]
+    if len(set(counts)) > 1:
+        raise TeacherError(
+            f"the members of teacher {section.name} know {', '.join(map(str, counts))} classes, "
+            "expected the same ones of all: leave out or replace the teacher.ensemble that differs"
+        )
+
+
+def _digest_of_all(digests: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _try(network: nn.Module, section: TeacherMember, size: int) -> None:
     """One image through the network: not every architecture takes every size."""
     try:
         with torch.inference_mode():
@@ -113,7 +153,7 @@ def weights_sha256(network: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _build(section: TeacherSection, class_count: int) -> nn.Module:
+def _build(section: TeacherMember, class_count: int) -> nn.Module:
     if not timm.is_model(section.model):
         close = get_close_matches(section.model, timm.list_models(), n=5, cutoff=0.4)
         raise TeacherError(
@@ -132,7 +172,7 @@ def _build(section: TeacherSection, class_count: int) -> nn.Module:
     return network
 
 
-def _create(section: TeacherSection, *, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _create(section: TeacherMember, *, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(section.seed)

@@ -1,7 +1,8 @@
 """Network weights from local files: safetensors, or a state dict; never an unsafe pickle."""
 
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -42,6 +43,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return document
 
 
+# What only the training form of a re-parameterized network has: ours, and timm's GhostNetV3.
+_BRANCH = re.compile(r"\.convs\.\d+\.(conv|norm)\.|_rpr_(conv|scale|skip)\.")
+
+
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load a state dict whose names and shapes all fit.
 
@@ -49,6 +54,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
         WeightsError: naming what is missing, unknown, or of another shape.
     """
     own = network.state_dict()
+    _require_same_form(own, state, source)
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
     reshaped = [
@@ -71,3 +77,19 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
             f"{len(own)} tensors " + ", ".join(problems) + ": name the model it was saved from"
         )
     network.load_state_dict(dict(state))
+
+
+def _require_same_form(own: Iterable[str], state: Iterable[str], source: str) -> None:
+    mine, theirs = ([name for name in names if _BRANCH.search(name)] for names in (own, state))
+    if theirs and not mine:
+        raise WeightsError(
+            f"{source} holds the training form of a re-parameterized network, with parallel "
+            f"branches (such as {theirs[0]}), expected the folded form: fold it with 'cli.py "
+            "export RUN --out FILE.safetensors' and load that file"
+        )
+    if mine and not theirs:
+        raise WeightsError(
+            f"{source} holds a folded or plain network, expected the training form with parallel "
+            f"branches (such as {mine[0]}): folding cannot be undone; leave reparam.branches out, "
+            "or name the run's own last.pt"
+        )

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from small import cache_document, cache_recipe, student_document, to_toml
+from small import REPOSITORY, cache_document, cache_recipe, student_document, to_toml
 
 from student.recipe import StudentRecipe
 from teacher_cache.recipe import CacheRecipe, RecipeError, load_recipe, parse_recipe
@@ -81,12 +81,9 @@ def test_shipped_recipes_are_found_by_name_and_say_what_the_paper_says():
     assert (student.schedule.epochs, student.schedule.min_lr) == (600, 0.0)
     assert (student.distill.alpha, student.distill.temperature) == (0.5, 1.0)
     assert student.ema.decay == 0.9999
-    for package, kind, names in (
-        ("teacher_cache", CacheRecipe, ["digits"]),
-        ("student", StudentRecipe, ["digits-teacher", "digits-student"]),
-    ):
-        for name in names:
-            load_recipe(Path(name), kind, package=package)
+    for package, kind in (("teacher_cache", CacheRecipe), ("student", StudentRecipe)):
+        for file in (REPOSITORY / package / "recipes").iterdir():
+            load_recipe(Path(file.stem), kind, package=package)
 
 
 def test_the_digest_covers_what_changes_a_record_and_nothing_else(tmp_path):
@@ -152,3 +149,33 @@ def test_the_runs_identity_leaves_out_what_changes_no_weight():
     assert identity(run__threads=2) != same
     assert identity(optimizer__micro_batch=8) != same
     assert identity(run__seed=1) != same
+
+
+ENSEMBLE = """
+[teacher]
+model = "resnet18"
+[[teacher.ensemble]]
+model = "resnet34"
+checkpoint = "34.safetensors"
+[[teacher.ensemble]]
+model = "resnet50"
+[views]
+count = 2
+"""
+
+
+def test_an_ensemble_is_a_list_of_tables_and_part_of_the_digest(tmp_path):
+    recipe = load(tmp_path, ENSEMBLE)
+    assert recipe.teacher.name == "resnet18 + resnet34 + resnet50"
+    assert [m.pretrained for m in recipe.teacher.ensemble] == [False, True]
+    settings = recipe.data_settings()["teacher"]["ensemble"]
+    assert [m["model"] for m in settings] == ["resnet34", "resnet50"]
+    assert all("checkpoint" not in m for m in settings)  # a path: the weights have a digest
+    other = load(tmp_path, ENSEMBLE.replace("resnet50", "resnet101"))
+    assert other.digest() != recipe.digest()
+    with pytest.raises(RecipeError, match=r"ensemble\.0\.modle: unknown key; did you mean 'model'"):
+        load(tmp_path, ENSEMBLE.replace('model = "resnet34"', 'modle = "resnet34"'))
+
+
+def test_a_single_teachers_digest_knows_nothing_of_ensembles():
+    assert "ensemble" not in cache_recipe().data_settings()["teacher"]

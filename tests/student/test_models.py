@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from student.models import UnknownModel, build_student
-from student.reparam import ReparamSpec, fold, is_expanded
+from student.recipe import StudentRecipe
+from student.reparam import ReparamSpec, expand, fold, is_expanded
+from teacher_cache.recipe import load_recipe
 
 PLAIN = ReparamSpec()
 
@@ -145,6 +147,26 @@ def test_ghostnetv3_has_no_dropout_unless_it_is_asked_for() -> None:
     assert build("ghostnetv3_050", reparam=ReparamSpec(branches=1)).drop_rate == 0.0
     assert build("ghostnetv3_050", kwargs={"drop_rate": 0.3}).drop_rate == 0.3
     assert build("ghostnetv2_100").drop_rate == 0.2  # other models: as timm has them
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spared"),
+    [
+        ("mobilenetv2-1.0x-imagenet-ours", {"conv_stem", "conv_head"}),
+        ("shufflenetv2-1.0x-imagenet-ours", {"conv1.0", "conv5.0"}),
+    ],
+)
+def test_the_recipes_of_other_students_spare_stem_and_last_convolution(
+    recipe: str, spared: set[str]
+) -> None:
+    ours = load_recipe(Path(recipe), StudentRecipe, package="student")
+    plain = load_recipe(Path(recipe.replace("ours", "plain")), StudentRecipe, package="student")
+    assert (plain.distill.alpha, plain.reparam.branches) == (0.0, None)
+    baseline = build(plain.student.model)
+    expanded, expansion = expand(baseline, ours.reparam, images(1))
+    assert set(expansion.left_alone) == spared
+    assert set(expansion.left_alone.values()) == {"no pattern of reparam.select matches it"}
+    assert list(fold(expanded).state_dict()) == list(baseline.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -115,3 +115,51 @@ def test_an_unknown_model_a_wrong_size_and_a_wrong_argument_are_refused_with_the
     assert load(model=VIT, pretrained=False, kwargs={"img_size": 32}).class_count == 3
     with pytest.raises(TeacherError, match="could not be built: TypeError"):
         load(pretrained=False, kwargs={"no_such_argument": 1})
+
+
+def test_kwargs_reach_the_constructor():
+    assert load(pretrained=False, kwargs={"drop_rate": 0.3}).members[0].network.drop_rate == 0.3
+
+
+def member(seed, **table):
+    return {"model": TEACHER, "pretrained": False, "seed": seed, **table}
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members_log_probabilities(tmp_path):
+    save_file(network(seed=9).state_dict(), tmp_path / "nine.safetensors")
+    by_file = {"model": TEACHER, "checkpoint": tmp_path / "nine.safetensors"}
+    other_mean = member(2, model="test_vit", kwargs={"img_size": 32, "num_classes": 3})
+    alone = [
+        load(pretrained=False, seed=1),
+        load(**by_file),
+        load(**other_mean),  # it normalises with a mean of its own
+    ]
+    ensemble = load(pretrained=False, seed=1, ensemble=[by_file, other_mean])
+    logp = [teacher.logits(pixels()).double().log_softmax(dim=1) for teacher in alone]
+    assert not torch.allclose(logp[0], logp[1], atol=1e-3)
+    expected = torch.stack(logp).mean(dim=0)
+    torch.testing.assert_close(ensemble.logits(pixels()).double(), expected, rtol=0.0, atol=1e-6)
+    assert ensemble.class_count == 3
+    digests = {teacher.weights_sha256 for teacher in (*alone, ensemble)}
+    assert len(digests) == 4
+
+
+def test_an_ensembles_weights_are_told_apart_by_every_member():
+    def digest(*seeds):
+        first, *others = seeds
+        ensemble = [member(seed) for seed in others]
+        return load(pretrained=False, seed=first, ensemble=ensemble).weights_sha256
+
+    assert digest(1, 2) == digest(1, 2) != digest(1, 3)
+    assert digest(1) == load(pretrained=False, seed=1).weights_sha256
+
+
+def test_members_that_do_not_fit_are_named(tmp_path):
+    torch.save(network(classes=5).state_dict(), tmp_path / "five.pt")
+    five = {"model": TEACHER, "checkpoint": tmp_path / "five.pt"}
+    with pytest.raises(TeacherError, match="test_resnet knows 5 classes, the data has 3"):
+        load(pretrained=False, ensemble=[five])
+    with pytest.raises(TeacherError, match="know 3, 5 classes, expected the same ones of all"):
+        load(pretrained=False, ensemble=[five], has_class_map=True)
+    with pytest.raises(TeacherError, match="resnet5O.* is no timm model"):
+        load(pretrained=False, ensemble=[member(1, model="resnet5O")])

@@ -1,0 +1,128 @@
+"""The model card: what an exported file is, from what it was made, and how to open it."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from student.metrics import read_metrics
+from student.models import plain_source
+from student.run import Run, Weights
+
+# What computed the weights and the figures; the last three where they are installed.
+_LIBRARIES = ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+
+def model_card(
+    run: Run,
+    weights: Weights,
+    *,
+    file: str,
+    data: bytes,
+    metadata: Mapping[str, str],
+    figures: Mapping[str, str],
+) -> str:
+    """Markdown.
+
+    Args:
+        run: the run that was exported.
+        weights: which of its weights.
+        file: the exported file's name.
+        data: its bytes.
+        metadata: its metadata.
+        figures: what was measured at export, by name.
+    """
+    recipe = run.recipe
+    kept = weights if recipe.ema.decay is not None else Weights.TRAINED
+    facts = {
+        "model": f"`{recipe.student.model}`, {run.class_count} classes",
+        "SHA-256": f"`{hashlib.sha256(data).hexdigest()}`, {len(data):,} bytes",
+        "weights": f"{kept} ({_standing(run)})",
+        **figures,
+        "input": (
+            f"RGB, {run.size} x {run.size} px: resize the shorter side to size / crop ratio = "
+            f"{run.size} / {metadata['crop_ratio']} ({metadata['interpolation']}, antialiased), "
+            "crop the centre, scale to 0-1, normalise"
+        ),
+        "mean": metadata["mean"],
+        "std": metadata["std"],
+        **_origin(run),
+        "versions": ", ".join(_versions()),
+    }
+    lines = [
+        f"# {recipe.student.model}, folded",
+        "",
+        "Written by Retort's `export`. Latency: one image, one CPU thread, float32, median.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        "## Opening it",
+        "",
+        "```python",
+        *_opening(run, file),
+        "```",
+        "",
+        "## Recipe",
+        "",
+        "```json",
+        json.dumps(recipe.model_dump(mode="json"), indent=1),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _origin(run: Run) -> dict[str, str]:
+    """Where the run's data came from: digests, as in the run's folder."""
+    origin = {f"{name} digest": f"`{digest}`" for name, digest in run.data_digest.items()}
+    if "cache recipe" not in run.data_digest:
+        origin["teacher"] = "none: trained without a cache"
+    return origin
+
+
+def _standing(run: Run) -> str:
+    """How far the run got, and the last accuracies that it measured."""
+    lines = read_metrics(run.metrics)
+    step = f"step {lines[-1]['step']:,}" if lines else "no step logged"
+    ended = "the run's end" if run.summary.exists() else "the run has not ended"
+    names = ("ema_top1", "ema_top5", "top1", "top5")
+    evaluations = [line for line in lines if "top1" in line]
+    last = evaluations[-1] if evaluations else {}
+    found = [f"{name} {last[name]:.2f}%" for name in names if name in last]
+    return ", ".join([step, ended, *(found or ["never evaluated"])])
+
+
+def _versions() -> list[str]:
+    found = [f"Python {platform.python_version()}"]
+    for name in ("retort", *_LIBRARIES):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _opening(run: Run, file: str) -> list[str]:
+    if file.endswith(".onnx"):
+        return [
+            "import onnxruntime",
+            "",
+            f"session = onnxruntime.InferenceSession({file!r})",
+            'logits = session.run(None, {"images": images})[0]  # float32 [B, 3, '
+            f"{run.size}, {run.size}], normalised; any B",
+        ]
+    student = run.recipe.student
+    imports, call = plain_source(
+        student.model, num_classes=run.class_count, image_size=run.size, kwargs=student.kwargs
+    )
+    return [
+        imports,
+        "from safetensors.torch import load_file",
+        "",
+        f"model = {call}",
+        f"model.load_state_dict(load_file({file!r}), strict=True)",
+        "model.eval()",
+    ]
