@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 FOLDER = "staging"
@@ -106,7 +107,8 @@ def sweep(root: Path) -> None:
 def _candidates(root: Path) -> list[Path]:
     folder = root / FOLDER
     inside = [p for p in folder.iterdir() if p.name != "lock"] if folder.is_dir() else []
-    beside = root.parent.glob(f".{root.name}.*.tmp") if root.parent.is_dir() else ()
+    pattern = f".{escape(root.name)}.{'[0-9a-f]' * 16}.tmp"
+    beside = root.parent.glob(pattern) if root.parent.is_dir() else ()
     return [*inside, *beside]
 
 

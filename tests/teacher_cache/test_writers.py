@@ -141,7 +141,9 @@ def storm(writers, *, kills, most, seed):
 
 @pytest.mark.kill
 def test_writers_under_sigkill_leave_one_whole_cache(cli, scans, tmp_path):
-    changes = {"views__count": 24, "views__size": 96, "storage__views_per_tile": 2}
+    changes = {
+        "views__count": 24, "views__size": 96, "storage__views_per_tile": 2, "loader__workers": 1,
+    }  # fmt: skip
     writers = Writers(tmp_path, scans / "train", tmp_path / "cache", **changes)
     running = [writers.start(rank, 3) for rank in range(3)]
     deadline = time.monotonic() + 120
