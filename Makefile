@@ -8,11 +8,11 @@ TESTS ?= tests
 setup: .venv/.installed
 
 # uv installs the pinned set several times faster than pip; it is fetched by pip if need be
-.venv/.installed: requirements/all.txt pyproject.toml
+.venv/.installed: requirements/all.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 	  { echo "Python 3.11 or later is needed, $$($(PYTHON) --version) was found; set PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/uv.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/all.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@

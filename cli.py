@@ -33,6 +33,9 @@ app = typer.Typer(
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")
 ]
+CacheArgument = Annotated[
+    Path, typer.Argument(metavar="CACHE", help="The --out of a cache-teacher.")
+]
 DataOption = Annotated[Path, typer.Option("--data", help="Training images: class folders.")]
 ValOption = Annotated[Path, typer.Option("--val", help="Validation images: class folders.")]
 OverridesOption = Annotated[
@@ -49,15 +52,28 @@ def cache_teacher(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="The cache; the same command continues it.")],
     overrides: OverridesOption = None,
+    views: Annotated[
+        int | None, typer.Option(min=1, help="The recipe's views.count; more than before appends.")
+    ] = None,
+    rank: Annotated[
+        int, typer.Option(min=0, envvar="RANK", help="This writer's number; torchrun sets it.")
+    ] = 0,
+    world_size: Annotated[
+        int, typer.Option(min=1, envvar="WORLD_SIZE", help="How many writers share the work.")
+    ] = 1,
     device: DeviceOption = "auto",
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
     from teacher_cache.fill import fill, open_or_create
     from teacher_cache.images import index_folder, read_class_map
     from teacher_cache.recipe import CacheRecipe, load_recipe
+    from teacher_cache.store import missing_blocks
     from teacher_cache.teacher import load_teacher
 
-    settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
+    if rank >= world_size:
+        raise typer.BadParameter(f"got --rank {rank}, expected 0 to {world_size - 1}")
+    changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
+    settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
     class_map = settings.images.class_map
     index = index_folder(data, class_ids=read_class_map(class_map) if class_map else None)
     teacher = load_teacher(
@@ -69,8 +85,11 @@ def cache_teacher(
     )
     cache = open_or_create(out, settings, index, teacher)
     config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
-    _run(fill(cache, index, teacher, settings), "cache-teacher", "records", config)
-    print(f"cache {out}: {cache.view_count} views of {len(index)} images, complete")
+    job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
+    _run(job, "cache-teacher", "records", config)
+    left = len(missing_blocks(cache))
+    state = f"{left} blocks are still with other writers" if left else "complete"
+    print(f"cache {out}: {cache.view_count} views of {len(index)} images, {state}")
 
 
 @app.command()
@@ -83,6 +102,19 @@ def train_student(
         Path | None, typer.Option(help="From cache-teacher; none: no teacher.")
     ] = None,
     overrides: OverridesOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait for views that are still being filled.")
+    ] = False,
+    follow_timeout_s: Annotated[
+        float, typer.Option(min=0, help="Give up when the cache has not grown for so long.")
+    ] = 3600.0,
+    accept_pixel_libraries: Annotated[
+        bool,
+        typer.Option(
+            "--accept-pixel-libraries",
+            help="Go on with other versions if a sample of the pixels is the same.",
+        ),
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a student on the views that the teacher saw, with its cached answers."""
@@ -99,7 +131,13 @@ def train_student(
         training = plain_data(settings, index_folder(data))
     else:
         opened = open_cache(cache)
-        training = replayed_data(settings, rebase(opened.index, data), opened)
+        training = replayed_data(
+            settings,
+            rebase(opened.index, data),
+            opened,
+            follow_timeout_s=follow_timeout_s if follow else None,
+            accept_pixel_libraries=accept_pixel_libraries,
+        )
     validation = index_folder(val, class_ids=training.index.class_ids)
     run = start_or_continue(out, settings, training)
     config = {
@@ -188,7 +226,7 @@ def models(
 
 @app.command()
 def inspect_cache(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE")],
+    cache: CacheArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a cache holds: teacher, views, how far it is filled, bytes a record."""
@@ -196,6 +234,92 @@ def inspect_cache(
     from teacher_cache.store import open_cache
 
     _show(inspect(open_cache(cache)), as_json=as_json)
+
+
+@app.command()
+def verify_cache(
+    cache: CacheArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop what is damaged; cache-teacher refills it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every byte of a cache against its ledger; exit code 0 if it is whole, else 1."""
+    from teacher_cache.store import open_cache
+    from teacher_cache.verify import repair as repair_cache
+    from teacher_cache.verify import report, verify
+
+    opened = open_cache(cache)
+    started = time.monotonic()
+    found = verify(opened)
+    facts = report(opened, found, seconds=time.monotonic() - started)
+    if repair:
+        repair_cache(opened, found)
+        found = verify(opened)
+        facts |= {"sound": found.is_sound, "blocks missing": len(found.missing), "repaired": True}
+    if as_json:
+        _show(facts, as_json=True)
+    else:
+        print(_verification(facts))
+    raise SystemExit(0 if found.is_sound else 1)
+
+
+@app.command()
+def audit_cache(
+    cache: CacheArgument,
+    data: DataOption,
+    records: Annotated[int, typer.Option(min=1, help="How many to compare.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Render a sample and ask the teacher again; exit code 0 if the cache agrees, else 1."""
+    from teacher_cache.audit import audit, report
+    from teacher_cache.images import rebase
+    from teacher_cache.recipe import CacheRecipe, override_recipe
+    from teacher_cache.store import open_cache
+    from teacher_cache.teacher import load_teacher
+
+    opened = open_cache(cache)
+    settings = override_recipe(opened.manifest.recipe, CacheRecipe, overrides or ())
+    teacher = load_teacher(
+        settings.teacher,
+        class_count=opened.manifest.class_count,
+        has_class_map=settings.images.class_map is not None,
+        size=settings.views.size,
+        device=_device(device),
+    )
+    result = audit(opened, rebase(opened.index, data), teacher, records=records, seed=seed)
+    _show(report(opened, result), as_json=as_json)
+    raise SystemExit(0 if result.passed else 1)
+
+
+@app.command()
+def plan_cache(
+    recipe: RecipeArgument,
+    data: DataOption,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Predict a cache from a real sample: records, bytes, the teacher's hours, memory."""
+    from teacher_cache.images import index_folder, read_class_map
+    from teacher_cache.plan import plan
+    from teacher_cache.recipe import CacheRecipe, load_recipe
+    from teacher_cache.teacher import load_teacher
+
+    settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
+    class_map = settings.images.class_map
+    index = index_folder(data, class_ids=read_class_map(class_map) if class_map else None)
+    teacher = load_teacher(
+        settings.teacher,
+        class_count=index.class_count,
+        has_class_map=class_map is not None,
+        size=settings.views.size,
+        device=_device(device),
+    )
+    _show(plan(settings, index, teacher), as_json=as_json)
 
 
 @app.command()
@@ -290,7 +414,7 @@ class _Stop:
 class _Display:
     """One line kept up to date on a terminal; elsewhere one every 30 s, or every 1% past 5 s."""
 
-    _SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1")
+    _SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1", "waiting_for_view")
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -301,14 +425,16 @@ class _Display:
 
     def show(self, progress: "Progress") -> None:
         """Print where the job is, if it is time to."""
+        was_waiting = self._metrics.pop("waiting_for_view", None) is not None
         self._metrics.update(progress.metrics)
+        starts_waiting = "waiting_for_view" in progress.metrics and not was_waiting
         now, percent = time.monotonic(), 100 * progress.done // max(progress.total, 1)
         waited_s = now - self._shown
         done = progress.done == progress.total
         due = (
             waited_s > 0.1 if self._terminal else waited_s > (5 if percent > self._percent else 30)
         )
-        if not (due or done):
+        if not (due or done or starts_waiting):
             return
         self._shown, self._percent = now, percent
         line = self._line(progress, now)
@@ -331,6 +457,36 @@ class _Display:
         return f"{place}  {counts}  {rate:,.1f}/s  {_clock(left)} left  {figures}".rstrip()
 
 
+def _verification(facts: Mapping[str, Any]) -> str:
+    lines = []
+    for damage in facts["damage"]:
+        place = ""
+        if "view" in damage:
+            place = f"view {damage['view']}, rows {damage['rows'][0]}-{damage['rows'][1]}: "
+        lines.append(f"damaged  {place}{damage['file']} {damage['what']}")
+    lines += [f"stray    {path}" for path in facts["stray files"]]
+    missing, blocks = facts["blocks missing"], facts["blocks"]
+    if missing:
+        views = ", ".join(map(str, facts["views incomplete"][:8]))
+        more = ", ..." if len(facts["views incomplete"]) > 8 else ""
+        lines.append(
+            f"missing  {missing} of {blocks} blocks"
+            + (f", in views {views}{more}" if views else "")
+            + ": run the same cache-teacher command again"
+        )
+    rate = facts["bytes"] / 1e6 / max(facts["seconds"], 1e-3)
+    state = "sound" if facts["sound"] else "not complete"
+    if facts.get("repaired"):
+        state = "repaired: " + ("sound" if facts["sound"] else "what was damaged is missing now")
+    elif facts["damage"] or facts["stray files"]:
+        state = "not sound: --repair drops what is damaged or stray"
+    lines.append(
+        f"{facts['cache']}: {blocks - missing} of {blocks} blocks, {facts['bytes']:,} bytes of "
+        f"records in {facts['seconds']:.2f} s ({rate:,.0f} MB/s): {state}"
+    )
+    return "\n".join(lines)
+
+
 def _device(name: str) -> "torch.device":
     import torch
 
@@ -338,6 +494,8 @@ def _device(name: str) -> "torch.device":
         raise UserError("--device cuda: torch finds no CUDA device here: use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one GPU a process
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return torch.device(name)
 
 
@@ -347,11 +505,10 @@ def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(
-            f"{name.ljust(width)}  {value:,}"
-            if isinstance(value, int)
-            else f"{name.ljust(width)}  {value}"
-        )
+        shown = f"{value:,}" if type(value) is int else value
+        if isinstance(value, dict):
+            shown = "  ".join(f"{key}: {item}" for key, item in value.items()) or "none"
+        print(f"{name.ljust(width)}  {shown}")
 
 
 def _spell(facts: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ compile() {
   uv pip compile --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
     --no-annotate --no-header --no-emit-index-url --quiet "$@"
 }
-# 2.13.0+cpu-like local builds of torch break torchvision; the pair below is released together.
+# torch and torchvision are released in pairs; requirements/pins.txt names the pair.
 compile pyproject.toml --extra demo --group dev --constraint requirements/pins.txt -o requirements/all.txt
+compile requirements/uv.in -o requirements/uv.txt
 compile --group service --constraint requirements/pins.txt -o requirements/service.txt

@@ -4,21 +4,24 @@ B rows of a micro-batch, K kept classes.
 """
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from student.data import TrainingData
+from student.follow import POLL_S, await_slab
 from student.loss import SparseTarget
 from student.order import epoch_order
 from student.recipe import StudentRecipe
+from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImagesError
 from teacher_cache.loader import Rendered, Request, rendered
-from teacher_cache.store import ROWS_PER_CHECK, Cache, Slab, read_slab
+from teacher_cache.store import Cache, Slab, read_slab
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +79,7 @@ def plan_run(recipe: StudentRecipe, data: TrainingData) -> Plan:
 def batches(
     data: TrainingData, plan: Plan, *, start_step: int, workers: int
 ) -> Iterator[list[MicroBatch]]:
-    """One list of micro-batches a step, from `start_step` to the end.
+    """One list of micro-batches a step, from `start_step` to the end; empty ones while waiting.
 
     Raises:
         ImagesError: an image that cannot be read.
@@ -88,11 +91,16 @@ def batches(
         return
     first_epoch = start_step // plan.steps_per_epoch
     views = [data.view_of(epoch) for epoch in range(first_epoch, plan.epochs)]
-    slabs: Iterable[Slab | None] = (
-        prefetched_slabs(data.cache, views) if data.cache else [None] * len(views)
+    slabs: Iterable[Slab | Waiting | None] = (
+        prefetched_slabs(data.cache, views, follow_timeout_s=data.follow_timeout_s)
+        if data.cache
+        else [None] * len(views)
     )
     step = start_step
     for slab in slabs:
+        if isinstance(slab, Waiting):
+            yield []
+            continue
         if slab is not None:
             _require_known_absences(data, slab)
         for _ in range(plan.steps_per_epoch - step % plan.steps_per_epoch):
@@ -102,15 +110,36 @@ def batches(
             step += 1
 
 
-def prefetched_slabs(cache: Cache, views: list[int]) -> Iterator[Slab]:
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The view that is needed next is still being filled."""
+
+    view: int
+
+
+def prefetched_slabs(
+    cache: Cache, views: list[int], *, follow_timeout_s: float | None = None
+) -> Iterator[Slab | Waiting]:
     """The slabs of these views in turn; while one is used, a thread reads the next."""
+    cancelled = Event()
+
+    def read(view: int) -> Slab:
+        if follow_timeout_s is None:
+            return read_slab(cache, view)
+        return await_slab(cache, view, timeout_s=follow_timeout_s, cancelled=cancelled)
+
     with ThreadPoolExecutor(1, thread_name_prefix="slab") as pool:
-        following = pool.submit(read_slab, cache, views[0])
-        for view in [*views[1:], None]:
-            slab = following.result()
-            if view is not None:
-                following = pool.submit(read_slab, cache, view)
-            yield slab
+        try:
+            following = pool.submit(read, views[0])
+            for view, after in zip(views, [*views[1:], None], strict=True):
+                while follow_timeout_s is not None and not wait([following], POLL_S).done:
+                    yield Waiting(view)
+                slab = following.result()
+                if after is not None:
+                    following = pool.submit(read, after)
+                yield slab
+        finally:
+            cancelled.set()
 
 
 def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Request]:
@@ -132,13 +161,19 @@ def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> Mic
     target = None
     if slab is not None:
         _require_same_pixels(data, images, slab)
-        target = SparseTarget(
-            ids_BK=torch.from_numpy(slab.ids_NK[rows].astype(np.int64)),
-            logp_BK=torch.from_numpy(slab.logp_NK[rows]).float(),
-            tail_B=torch.from_numpy(slab.tail_NT[rows, data.temperature_column]).float(),
-        )
+        target = targets_of(slab, rows, data.temperature_column)
     return MicroBatch(
         rows, images.pixels_GBHWC[0], torch.from_numpy(data.index.labels[rows]), target
+    )
+
+
+def targets_of(slab: Slab, rows: np.ndarray, temperature_column: int) -> SparseTarget:
+    """The records of some rows [B], ready for the loss."""
+    # take() is 2 to 4 times as fast as indexing, which copies element by element
+    return SparseTarget(
+        ids_BK=torch.from_numpy(slab.ids_NK.take(rows, axis=0).astype(np.int64)),
+        logp_BK=torch.from_numpy(slab.logp_NK.take(rows, axis=0)).float(),
+        tail_B=torch.from_numpy(slab.tail_NT[rows, temperature_column]).float(),
     )
 
 

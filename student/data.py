@@ -11,6 +11,7 @@ from student.recipe import StudentRecipe
 from teacher_cache.errors import CacheError, MissingRecords, ReplayRefused
 from teacher_cache.images import ImageIndex
 from teacher_cache.loader import ViewRenderer
+from teacher_cache.pixels import require_same_sample
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
 from teacher_cache.store import Cache, absent_rows
 
@@ -28,6 +29,8 @@ class TrainingData:
     temperature_column: int
     """Which column of the cache's `tail` belongs to the recipe's temperature."""
     reuse_views: bool
+    follow_timeout_s: float | None = None
+    """How long to wait for views that are still being filled; None: they must be there."""
 
     def view_of(self, epoch: int) -> int:
         """The view that an epoch shows."""
@@ -59,13 +62,24 @@ def plain_data(recipe: StudentRecipe, index: ImageIndex) -> TrainingData:
     return TrainingData(index, renderer, None, index.class_count, rows, 0, reuse_views=False)
 
 
-def replayed_data(recipe: StudentRecipe, index: ImageIndex, cache: Cache) -> TrainingData:
+def replayed_data(
+    recipe: StudentRecipe,
+    index: ImageIndex,
+    cache: Cache,
+    *,
+    follow_timeout_s: float | None = None,
+    accept_pixel_libraries: bool = False,
+) -> TrainingData:
     """Training on a cache's views: the pixels that the teacher saw, and what it said of them.
 
     Args:
         recipe: the student's.
         index: the cache's index over the data folder, from `teacher_cache.images.rebase`.
         cache: an open cache.
+        follow_timeout_s: wait so long for the next block of a cache that is still being filled;
+            None: every view must be there when it is needed.
+        accept_pixel_libraries: where the libraries that touch pixels differ from the cache's,
+            compare a sample of pictures instead of refusing.
 
     Raises:
         ReplayRefused: other pixel libraries, or views that the recipe wants otherwise.
@@ -73,13 +87,18 @@ def replayed_data(recipe: StudentRecipe, index: ImageIndex, cache: Cache) -> Tra
         CacheError: a temperature whose tails the cache does not hold.
     """
     cached = cache.manifest.parsed_recipe()
-    cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    try:
+        cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    except ReplayRefused:
+        if not accept_pixel_libraries:
+            raise
+        require_same_sample(cache, index)
     _require_same_views(recipe, cache)
     epochs, views = recipe.schedule.epochs, cache.view_count
-    if epochs > views and not recipe.views.reuse:
+    if epochs > views and not recipe.views.reuse and follow_timeout_s is None:
         raise MissingRecords(
             f"cache holds views 0-{views - 1}, epoch {views} asks for view {views}: append views "
-            f"('cli.py cache-teacher ... --set views.count={epochs}') or set views.reuse = true"
+            f"('cli.py cache-teacher ... --views {epochs}') or set views.reuse = true"
         )
     temperatures = cached.topk.temperatures
     if recipe.distill.temperature not in temperatures:
@@ -104,6 +123,7 @@ def replayed_data(recipe: StudentRecipe, index: ImageIndex, cache: Cache) -> Tra
         np.array([row for row in range(len(index)) if row not in absent], np.int64),
         temperatures.index(recipe.distill.temperature),
         reuse_views=recipe.views.reuse,
+        follow_timeout_s=follow_timeout_s,
     )
 
 

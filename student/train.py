@@ -56,6 +56,9 @@ def train(
     resumed = state.step
     yield Progress(resumed, plan.total_steps, "steps", resumed=resumed)
     for step_batches in batches(data, plan, start_step=state.step, workers=recipe.loader.workers):
+        if not step_batches:
+            yield from _waiting(run, data, plan, trainee, state, interval, resumed)
+            continue
         lr = _learning_rate(recipe, plan, state.step)
         losses = trainee.step(step_batches, lr=lr, step=state.step)
         state.step += 1
@@ -80,6 +83,26 @@ def train(
             _save(run, state, trainee, interval)
             raise
     _write_summary(run, plan, trainee, state, device)
+
+
+def _waiting(
+    run: Run,
+    data: TrainingData,
+    plan: Plan,
+    trainee: Trainee,
+    state: "RunState",
+    interval: Interval,
+    resumed: int,
+) -> Iterator[Progress]:
+    """Say that the view of the epoch at hand is still being filled."""
+    view = data.view_of(state.step // plan.steps_per_epoch)
+    waiting = {"waiting_for_view": float(view)}
+    try:
+        yield Progress(state.step, plan.total_steps, "steps", waiting, resumed)
+    except GeneratorExit:
+        _save(run, state, trainee, interval)
+        raise
+    interval.restart_clock()
 
 
 @dataclass(slots=True)

@@ -32,19 +32,6 @@ def write_all(files: Mapping[Path, bytes]) -> None:
         sync_folder(folder)
 
 
-def put_if_absent(path: Path, data: bytes) -> bool:
-    """Create `path` with `data`, whole or not at all; False when it exists already."""
-    temporary = _write_beside(path, data)
-    try:
-        os.link(temporary, path)  # unlike a rename, a link fails where the name is taken
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    sync_folder(path.parent)
-    return True
-
-
 def sync_file(path: Path) -> None:
     """Flush one file's bytes to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -5,10 +5,11 @@ B rows of a batch, G views of a tile, K kept classes, T temperatures.
 
 import platform
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.ledger import BlockId
@@ -24,26 +26,18 @@ from teacher_cache.manifest import Manifest
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
+from teacher_cache.staging import sweep
 from teacher_cache.store import (
-    ROWS_PER_CHECK,
     Block,
     Cache,
     append_views,
     create_cache,
-    missing_blocks,
     open_cache,
     write_block,
 )
 from teacher_cache.teacher import Teacher
 from teacher_cache.topk import TopK, top_k
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One shard of rows under several views: the unit of work, so that one decode serves all."""
-
-    shard: int
-    views: tuple[int, ...]
+from teacher_cache.work import Count, Work, take_tiles
 
 
 def open_or_create(root: Path, recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> Cache:
@@ -53,6 +47,7 @@ def open_or_create(root: Path, recipe: CacheRecipe, index: ImageIndex, teacher: 
         CacheError: the cache was made from another recipe, data set, teacher or pixel library.
     """
     manifest = _manifest(recipe, index, teacher)
+    sweep(root)
     if not root.exists() or not any(root.iterdir()):
         return create_cache(root, manifest, index)
     cache = open_cache(root)
@@ -71,19 +66,6 @@ def open_or_create(root: Path, recipe: CacheRecipe, index: ImageIndex, teacher: 
     return append_views(cache, recipe.views.count)
 
 
-def missing_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
-    """What the ledger lacks, cut into tiles, lower views first."""
-
-    def place(block: BlockId) -> tuple[int, int]:
-        return block.view // views_per_tile, block.shard
-
-    blocks = sorted(missing_blocks(cache), key=place)
-    return [
-        Tile(shard, tuple(sorted(block.view for block in group)))
-        for (_, shard), group in groupby(blocks, key=place)
-    ]
-
-
 def fill(
     cache: Cache,
     index: ImageIndex,
@@ -93,7 +75,11 @@ def fill(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Progress]:
-    """Compute and commit every missing record; closing the iterator commits the tile at hand first.
+    """Compute and commit what nobody else does; closing it commits the tile at hand.
+
+    Any number of processes may fill one cache, join and die: each takes the next tile that the
+    ledger lacks and that no living process holds, first those of its own rank, then the others'.
+    Workers decode and render ahead of the teacher, and a thread commits behind it.
 
     A record depends on the recipe alone: batches are cut inside a block, the last one is padded to
     the full batch size, and neither tile, rank, restart nor order reaches the teacher.
@@ -103,40 +89,76 @@ def fill(
         index: the cache's rows over the data folder.
         teacher: as in the cache's manifest.
         recipe: batch size, tile size, workers, and what becomes of unreadable images.
-        rank: this process's number; processes take different tiles.
-        world_size: how many processes fill this cache.
+        rank: this process's number, 0 to world_size - 1.
+        world_size: how many processes are meant to fill this cache.
 
     Raises:
         ImagesError: an unreadable image, unless `images.skip_unreadable`.
         OSError: the disk is full or cannot be written; committed blocks stay.
     """
-    tiles = missing_tiles(cache, recipe.storage.views_per_tile)[rank::world_size]
-    total = len(index) * cache.view_count
-    done = resumed = total - sum(len(cache.rows(b.shard)) for b in missing_blocks(cache))
-    batches = [_requests(cache, tile, recipe.teacher.batch_size) for tile in tiles]
-    stream = rendered(
-        _renderer(index, recipe),
-        [request for tile_batches in batches for request in tile_batches],
-        workers=recipe.loader.workers,
-    )
+    work: deque[Work] = deque()
+    requests = _requests(take_tiles(cache, recipe, rank, world_size), work)
+    stream = rendered(_renderer(index, recipe), requests, workers=recipe.loader.workers)
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+            yield from _fill(cache, index, teacher, recipe, stream, work, committer)
+    finally:
+        for unfinished in work:
+            unfinished.held.release()
+
+
+def _fill(
+    cache: Cache,
+    index: ImageIndex,
+    teacher: Teacher,
+    recipe: CacheRecipe,
+    stream: Iterator[Rendered],
+    work: "deque[Work]",
+    committer: ThreadPoolExecutor,
+) -> Iterator[Progress]:
     producer = _producer(teacher)
-    yield Progress(done, total, "records", resumed=resumed)
+    count = Count(cache)
+    yield count.progress(0)
+    commit: Future[None] | None = None
     closing = False
-    for tile, tile_batches in zip(tiles, batches, strict=True):
-        answers: list[_Answer] = []
-        for _ in tile_batches:
-            answer = _ask(teacher, next(stream), recipe, index)
-            answers.append(answer)
-            done += len(answer.rows) * len(tile.views)
+    while not closing and (batch := next(stream, None)) is not None:
+        tile, answers, done = work[0], [], 0
+        while True:
+            answers.append(_ask(teacher, batch, recipe, index))
+            done += len(batch.request.rows) * len(tile.views)
             if not closing:
                 try:
-                    yield Progress(done, total, "records", resumed=resumed)
+                    yield count.progress(done)
                 except GeneratorExit:
                     closing = True  # finish and commit the tile, then stop
+            if len(answers) == len(tile.requests):
+                break
+            batch = next(stream)
+        if commit is not None:
+            commit.result()  # one tile behind at most, and its error stops the job
+        count.add(tile)
+        commit = committer.submit(_commit, cache, work.popleft(), answers, producer)
+    if commit is not None:
+        commit.result()
+    if not closing and count.look():
+        yield count.progress(0)  # what others committed meanwhile
+
+
+def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
+    """The requests of tiles as they are taken; `work` tells the consumer whose they are."""
+    for tile in taken:
+        work.append(tile)
+        yield from tile.requests
+
+
+def _commit(
+    cache: Cache, tile: Work, answers: "list[_Answer]", producer: Mapping[str, str]
+) -> None:
+    try:
         for g, view in enumerate(tile.views):
             write_block(cache, _block(BlockId(view, tile.shard), g, answers), producer)
-        if closing:
-            return
+    finally:
+        tile.held.release()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,14 +224,6 @@ def _block(block: BlockId, g: int, answers: list[_Answer]) -> Block:
             if view == block.view:
                 check[(row - start) // ROWS_PER_CHECK] = crc
     return Block(block, topk, check, tuple(sorted(absent)))
-
-
-def _requests(cache: Cache, tile: Tile, batch_size: int) -> list[Request]:
-    rows = np.array(cache.rows(tile.shard))
-    return [
-        Request(rows[start : start + batch_size], tile.views)
-        for start in range(0, len(rows), batch_size)
-    ]
 
 
 def _renderer(index: ImageIndex, recipe: CacheRecipe) -> ViewRenderer:

@@ -1,5 +1,6 @@
 """What a cache holds, read off the manifest and the ledger, not off the records."""
 
+from collections import Counter
 from typing import Any
 
 from teacher_cache.errors import DamagedRecords
@@ -22,7 +23,10 @@ def inspect(cache: Cache) -> dict[str, Any]:
     stored = sum(file.size for entry in known for file in entry.files)
     everything = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
     absent = sorted({row for entry in known for row in entry.absent_rows})
-    missing = {block.view for block in missing_blocks(cache)}
+    left = missing_blocks(cache)
+    missing = {block.view for block in left}
+    filled = Counter(entry.block.view for entry in known)
+    shards = len(cache.blocks()) // cache.view_count
     return {
         "cache": str(cache.root),
         "teacher": recipe.teacher.name,
@@ -32,6 +36,9 @@ def inspect(cache: Cache) -> dict[str, Any]:
         "classes": cache.manifest.class_count,
         "views": cache.view_count,
         "complete views": cache.view_count - len(missing),
+        "incomplete views": {
+            str(view): f"{filled[view]} of {shards} blocks" for view in sorted(missing)
+        },
         "size": recipe.views.size,
         "k": recipe.topk.k,
         "temperatures": list(recipe.topk.temperatures),

@@ -6,6 +6,7 @@ CRC-32C of itself.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 
 import google_crc32c
 
-from teacher_cache.durable import put_if_absent, sync_folder
+from teacher_cache.durable import sync_folder
 from teacher_cache.errors import DamagedRecords
+from teacher_cache.staging import stage
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,16 +55,31 @@ def crc32c_of(data: bytes) -> int:
 
 def commit_entry(root: Path, entry: LedgerEntry) -> bool:
     """Add an entry, durably, if its block has none; False when another writer was first."""
-    path = _path(root, entry.block)
+    path = entry_path(root, entry.block)
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent.parent)
-    return put_if_absent(path, _encode(entry))
+    staged = stage(root, _encode(entry))
+    try:
+        os.link(staged.path, path)  # unlike a rename, a link fails where the name is taken
+    except FileExistsError:
+        return False
+    finally:
+        staged.release()
+    sync_folder(path.parent)
+    return True
+
+
+def remove_entry(root: Path, block: BlockId) -> None:
+    """Forget a block, durably: its rows count as never filled."""
+    path = entry_path(root, block)
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def is_committed(root: Path, block: BlockId) -> bool:
     """Whether the ledger names the block."""
-    return _path(root, block).exists()
+    return entry_path(root, block).exists()
 
 
 def committed_blocks(root: Path) -> set[BlockId]:
@@ -81,7 +98,7 @@ def read_entry(root: Path, block: BlockId) -> LedgerEntry | None:
     Raises:
         DamagedRecords: an entry that is not what `commit_entry` wrote.
     """
-    path = _path(root, block)
+    path = entry_path(root, block)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -90,8 +107,8 @@ def read_entry(root: Path, block: BlockId) -> LedgerEntry | None:
         return _decode(data, block)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedRecords(
-            f"ledger entry {path} is damaged ({error}): delete it and run cache-teacher again, "
-            "which computes just this block anew"
+            f"ledger entry {path} is damaged ({error}): run `verify-cache {root} --repair`, then "
+            "the same cache-teacher command, which computes just this block anew"
         ) from None
 
 
@@ -101,7 +118,8 @@ def _view_folders(root: Path) -> Iterator[Path]:
         yield from (folder for folder in ledger.iterdir() if folder.name.isdigit())
 
 
-def _path(root: Path, block: BlockId) -> Path:
+def entry_path(root: Path, block: BlockId) -> Path:
+    """Where the entry of a block lies."""
     return root / "ledger" / str(block.view) / f"{block.shard}.json"
 
 
@@ -121,8 +139,8 @@ def _decode(data: bytes, block: BlockId) -> LedgerEntry:
     document = json.loads(data)
     if not isinstance(document, dict):
         raise TypeError("it is no JSON object")
-    stated = int(document.pop("entry_crc32c"), 16)
-    if crc32c_of(_canonical(document)) != stated:
+    stated = document.pop("entry_crc32c")
+    if f"{crc32c_of(_canonical(document)):08x}" != stated:
         raise ValueError("its own checksum does not match")
     if (document["view"], document["shard"]) != (block.view, block.shard):
         raise ValueError(f"it speaks of view {document['view']}, shard {document['shard']}")

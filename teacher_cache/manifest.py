@@ -73,7 +73,8 @@ class Manifest:
             raise ReplayRefused(
                 "the cache was filled with other pixel libraries: "
                 + "; ".join(differing)
-                + ": install the cache's versions, or fill a new cache"
+                + ": install the cache's versions, or fill a new cache; train-student "
+                "--accept-pixel-libraries goes on if a sample of the pixels is the same"
             )
 
     def differences(self, other: Self) -> list[str]:

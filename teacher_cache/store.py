@@ -1,25 +1,30 @@
-"""The cache on disk: a Zarr v3 group of four record arrays and the image index.
+"""The cache on disk: record arrays whose blocks are committed, checked and read by the ledger.
 
 V views, N rows (images), K kept classes, T temperatures, S rows a shard. docs/cache-format.md
 specifies the format; teacher_cache/ledger.py says what of it exists.
 """
 
 import errno
-import os
-import secrets
-import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
 
-from teacher_cache.durable import sync_file, sync_folder, sync_tree
+from teacher_cache.arrays import (
+    RECORD_ARRAYS,
+    ROWS_PER_CHECK,
+    Layout,
+    create_arrays,
+    decode_array,
+    encode_shard,
+    open_array,
+    quiet_zarr,
+    read_index,
+    shard_key,
+)
+from teacher_cache.durable import sync_folder, sync_tree
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords
 from teacher_cache.images import ImageIndex
 from teacher_cache.ledger import (
@@ -31,13 +36,11 @@ from teacher_cache.ledger import (
     crc32c_of,
     is_committed,
     read_entry,
+    remove_entry,
 )
 from teacher_cache.manifest import Manifest
+from teacher_cache.staging import Held, hold_folder_beside, publishing, stage
 from teacher_cache.topk import TopK
-
-RECORD_ARRAYS = ("ids", "logp", "tail", "check")
-ROWS_PER_CHECK = 32
-"""Row 32 j + (v mod 32) of view v is checked: 32 views check every image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,17 @@ class Cache:
         """The rows of one shard."""
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, len(self.index)))
+
+    def layout(self) -> Layout:
+        """The shape of one view's arrays."""
+        topk = self.manifest.parsed_recipe().topk
+        return Layout(
+            rows=len(self.index),
+            rows_per_shard=self.rows_per_shard,
+            k=topk.k,
+            temperatures=len(topk.temperatures),
+            class_count=self.manifest.class_count,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,11 +111,11 @@ def create_cache(root: Path, manifest: Manifest, index: ImageIndex) -> Cache:
         CacheError: `root` exists and is not a cache.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = root.with_name(f".{root.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = hold_folder_beside(root)
     try:
-        _create_arrays(temporary, manifest, index)
-        sync_tree(temporary)
-        temporary.rename(root)
+        create_arrays(temporary.path, manifest, index)
+        sync_tree(temporary.path)
+        temporary.path.rename(root)
         sync_folder(root.parent)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -111,7 +125,7 @@ def create_cache(root: Path, manifest: Manifest, index: ImageIndex) -> Cache:
                 f"{root} exists and is not a cache: choose another --out, or empty it"
             ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.release()
     return open_cache(root)
 
 
@@ -126,13 +140,13 @@ def open_cache(root: Path) -> Cache:
             f"{root}: no cache there; fill one with `cache-teacher RECIPE --data DIR --out {root}`"
         )
     try:
-        with _quiet_zarr():
+        with quiet_zarr():
             manifest = Manifest.from_json(
                 dict(zarr.open_group(root, mode="r").attrs), source=str(root)
             )
-            index = _read_index(root)
+            index = read_index(root)
             # the fewest: a crash while views are appended may leave some arrays longer
-            view_count = min(_open(root, name).shape[0] for name in RECORD_ARRAYS)
+            view_count = min(open_array(root, name).shape[0] for name in RECORD_ARRAYS)
     except (ValueError, OSError, KeyError) as error:
         if isinstance(error, CacheError):
             raise
@@ -145,11 +159,12 @@ def open_cache(root: Path) -> Cache:
 
 def append_views(cache: Cache, view_count: int) -> Cache:
     """Make room for more views; what is there stays as it is. Safe to repeat after a crash."""
-    with _quiet_zarr():
-        for name in RECORD_ARRAYS:
-            array = _open(cache.root, name, mode="r+")
-            if array.shape[0] < view_count:
-                array.resize((view_count, *array.shape[1:]))
+    if view_count > cache.view_count:
+        with publishing(cache.root), quiet_zarr():
+            for name in RECORD_ARRAYS:
+                array = open_array(cache.root, name, mode="r+")
+                if array.shape[0] < view_count:
+                    array.resize((view_count, *array.shape[1:]))
     return open_cache(cache.root)
 
 
@@ -159,8 +174,18 @@ def missing_blocks(cache: Cache) -> list[BlockId]:
     return [block for block in cache.blocks() if block not in committed]
 
 
+def complete_views(cache: Cache) -> list[int]:
+    """The views whose blocks the ledger names, every one."""
+    incomplete = {block.view for block in missing_blocks(cache)}
+    return [view for view in range(cache.view_count) if view not in incomplete]
+
+
 def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None:
-    """Commit one block: write its shards, flush them, re-read them, then name them in the ledger.
+    """Commit one block: write its files aside, flush them, move them into place, name them.
+
+    Any number of processes may write the same block: the first one's records stay, whole, and the
+    others' are thrown away. A crash leaves files that the ledger does not name, which the next
+    writer of the block replaces.
 
     Raises:
         ValueError: records of another shape than the block's rows.
@@ -171,14 +196,27 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None
         raise ValueError(f"got {len(block.topk.ids_BK)} records, expected {len(rows)}")
     if is_committed(cache.root, block.id):
         return
-    values = {
-        "ids": block.topk.ids_BK,
-        "logp": block.topk.logp_BK,
-        "tail": block.topk.tail_BT,
-        "check": block.check,
-    }
-    files = tuple(_write_shard(cache, block.id, name, value) for name, value in values.items())
-    commit_entry(cache.root, LedgerEntry(block.id, files, block.absent_rows, producer))
+    values = (block.topk.ids_BK, block.topk.logp_BK, block.topk.tail_BT, block.check)
+    staged: dict[str, tuple[bytes, Held]] = {}
+    try:
+        for name, value in zip(RECORD_ARRAYS, values, strict=True):
+            data = encode_shard(cache.root, block.id, rows, name, value)
+            staged[shard_key(name, block.id)] = (data, stage(cache.root, data))
+        with publishing(cache.root):
+            if not is_committed(cache.root, block.id):
+                files = _move_into_place(cache.root, staged)
+                commit_entry(cache.root, LedgerEntry(block.id, files, block.absent_rows, producer))
+    finally:
+        for _, held in staged.values():
+            held.release()
+
+
+def drop_block(cache: Cache, block: BlockId) -> None:
+    """Forget a block and remove its files, so that the next cache-teacher computes it anew."""
+    with publishing(cache.root):
+        remove_entry(cache.root, block)
+        for name in RECORD_ARRAYS:
+            (cache.root / shard_key(name, block)).unlink(missing_ok=True)
 
 
 def read_slab(cache: Cache, view: int) -> Slab:
@@ -193,17 +231,61 @@ def read_slab(cache: Cache, view: int) -> Slab:
             f"cache {cache.root} holds views 0-{cache.view_count - 1}, asked for view {view}"
         )
     absent: set[int] = set()
+    shards: dict[str, list[bytes]] = {name: [] for name in RECORD_ARRAYS}
     for block in cache.blocks():
         if block.view == view:
-            absent.update(_verified_entry(cache, block).absent_rows)
+            entry = read_entry(cache.root, block)
+            if entry is None:
+                raise MissingRecords(
+                    f"{place(cache, block)}: not filled yet: run the same cache-teacher command "
+                    "again"
+                )
+            absent.update(entry.absent_rows)
+            for name, data in _verified(cache, entry).items():
+                shards[name].append(data)
     try:
-        with _quiet_zarr():
-            ids, logp, tail, check = (_open(cache.root, name)[view] for name in RECORD_ARRAYS)
-    except (ValueError, OSError) as error:
+        # decoded from the very bytes that were verified
+        ids, logp, tail, check = (
+            decode_array(name, data, cache.layout()) for name, data in shards.items()
+        )
+    except ValueError as error:
+        if isinstance(error, CacheError):
+            raise
         raise DamagedRecords(
             f"cache {cache.root}, view {view}: cannot be decoded: {error}"
         ) from error
     return Slab(view, ids, logp, tail, check, frozenset(absent))
+
+
+def place(cache: Cache, block: BlockId) -> str:
+    """How errors name a block: by its view and rows."""
+    rows = cache.rows(block.shard)
+    return f"cache {cache.root}, view {block.view}, rows {rows.start}-{rows.stop - 1}"
+
+
+def expected_files(entry: LedgerEntry) -> dict[str, StoredFile | None]:
+    """The files that a block must have, by key; None for one that its entry does not name."""
+    stated = {file.path: file for file in entry.files}
+    return {key: stated.get(key) for key in (shard_key(n, entry.block) for n in RECORD_ARRAYS)}
+
+
+def damage_of(file: StoredFile | None, data: bytes | None) -> str | None:
+    """What is wrong with a file's bytes (None: no such file); None where nothing is."""
+    if file is None:
+        return "is not named by its ledger entry"
+    if data is None:
+        return "is missing"
+    if len(data) != file.size:
+        return f"has {len(data)} bytes, {file.size} were committed"
+    return None if crc32c_of(data) == file.crc32c else "is not what was committed"
+
+
+def read_file(path: Path) -> bytes | None:
+    """A file's bytes, or None where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
 
 
 def absent_rows(cache: Cache) -> frozenset[int]:
@@ -212,131 +294,33 @@ def absent_rows(cache: Cache) -> frozenset[int]:
     return frozenset(row for entry in entries if entry for row in entry.absent_rows)
 
 
-def _verified_entry(cache: Cache, block: BlockId) -> LedgerEntry:
-    rows = cache.rows(block.shard)
-    place = f"cache {cache.root}, view {block.view}, rows {rows.start}-{rows.stop - 1}"
-    entry = read_entry(cache.root, block)
-    if entry is None:
-        raise MissingRecords(f"{place}: not filled yet: run the same cache-teacher command again")
-    for file in entry.files:
-        path = cache.root / file.path
-        data = path.read_bytes() if path.is_file() else None
-        if data is None or len(data) != file.size or crc32c_of(data) != file.crc32c:
-            found = "is missing" if data is None else "is not what was committed"
+def _verified(cache: Cache, entry: LedgerEntry) -> dict[str, bytes]:
+    """The bytes of a block's files, by array."""
+    found = {}
+    for name, (key, file) in zip(RECORD_ARRAYS, expected_files(entry).items(), strict=True):
+        data = read_file(cache.root / key)
+        damage = damage_of(file, data)
+        if data is None or damage:
             raise DamagedRecords(
-                f"{place}: {file.path} {found}: delete "
-                f"{cache.root}/ledger/{block.view}/{block.shard}.json and run the same "
-                "cache-teacher command again, which computes just these rows anew"
+                f"{place(cache, entry.block)}: {key} {damage}: run `verify-cache {cache.root} "
+                "--repair`, then the same cache-teacher command, which computes just these rows "
+                "anew"
             )
-    return entry
+        found[name] = data
+    return found
 
 
-def _write_shard(cache: Cache, block: BlockId, name: str, value: np.ndarray) -> StoredFile:
-    columns = ("0",) if name != "check" else ()
-    key = "/".join((name, "c", str(block.view), str(block.shard), *columns))
-    path = cache.root / key
-    path.unlink(missing_ok=True)  # zarr refuses to write over a damaged shard
-    rows = cache.rows(block.shard)
-    start, stop = rows.start, rows.stop
-    if name == "check":
-        start, stop = start // ROWS_PER_CHECK, -(-stop // ROWS_PER_CHECK)
-    with _quiet_zarr():
-        _open(cache.root, name, mode="r+")[block.view, start:stop] = value
-    sync_file(path)
-    for folder in (path.parent, path.parent.parent):
+def _move_into_place(
+    root: Path, staged: Mapping[str, tuple[bytes, Held]]
+) -> tuple[StoredFile, ...]:
+    folders = set()
+    for key, (data, held) in staged.items():
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.path.replace(path)
+        folders |= {root / folder for folder in Path(key).parents}
+        if path.stat().st_size != len(data):
+            raise OSError(errno.EIO, "a file on disk is shorter than what was written", str(path))
+    for folder in folders:
         sync_folder(folder)
-    data = path.read_bytes()
-    return StoredFile(key, len(data), crc32c_of(data))
-
-
-def _create_arrays(root: Path, manifest: Manifest, index: ImageIndex) -> None:
-    recipe = manifest.parsed_recipe()
-    views, rows, k = recipe.views.count, len(index), recipe.topk.k
-    shard = recipe.storage.rows_per_shard
-    chunk = min(4096, shard)
-    checks = -(-rows // ROWS_PER_CHECK)
-    ids_type = "uint16" if manifest.class_count <= 65_535 else "uint32"
-    with _quiet_zarr():
-        group = zarr.create_group(store=root, zarr_format=3, attributes=manifest.to_json())
-
-        def records(name: str, width: int, dtype: str, fill: float, serializer: Any) -> None:
-            group.create_array(
-                name,
-                shape=(views, rows, width),
-                shards=(1, shard, width),
-                chunks=(1, chunk, width),
-                dtype=dtype,
-                fill_value=fill,
-                serializer=serializer,
-                compressors=[Crc32cCodec()],
-            )
-
-        pcodec = _pcodec()
-        records("ids", k, ids_type, np.iinfo(ids_type).max, pcodec)
-        records("logp", k, "float16", float("nan"), pcodec)
-        records("tail", len(recipe.topk.temperatures), "float16", float("nan"), pcodec)
-        group.create_array(
-            "check",
-            shape=(views, checks),
-            shards=(1, shard // ROWS_PER_CHECK),
-            chunks=(1, chunk // ROWS_PER_CHECK),
-            dtype="uint32",
-            fill_value=0,
-            serializer=BytesCodec(),
-            compressors=[Crc32cCodec()],
-        )
-        _write_index(group, index)
-
-
-def _write_index(group: zarr.Group, index: ImageIndex) -> None:
-    names = sorted(index.class_ids, key=lambda name: index.class_ids[name])
-    arrays = {
-        "keys": _joined(index.keys),
-        "labels": index.labels,
-        "classes": _joined(names),
-        "class_ids": np.array([index.class_ids[name] for name in names], np.int64),
-    }
-    for name, value in arrays.items():
-        group.create_array(name, data=value, chunks=(min(len(value), 1 << 20),))
-
-
-def _read_index(root: Path) -> ImageIndex:
-    keys, labels, classes, ids = (
-        _open(root, name)[:] for name in ("keys", "labels", "classes", "class_ids")
-    )
-    class_ids = dict(zip(_split(classes), ids.tolist(), strict=True))
-    return ImageIndex(root, _split(keys), labels, class_ids)
-
-
-def _joined(names: tuple[str, ...] | list[str]) -> np.ndarray:
-    """File names as bytes, each ended by NUL, which no file name contains."""
-    return np.frombuffer(b"".join(os.fsencode(n) + b"\0" for n in names), np.uint8)
-
-
-def _split(joined: np.ndarray) -> tuple[str, ...]:
-    return tuple(os.fsdecode(name) for name in joined.tobytes().split(b"\0")[:-1])
-
-
-def _open(root: Path, name: str, mode: Any = "r") -> Any:
-    # A chunk of fill values must be written, too. The setting is not stored with the array, and
-    # open_array(config=...) of zarr 3.1.6 ignores it.
-    return zarr.open_array(root / name, mode=mode).with_config({"write_empty_chunks": True})
-
-
-def _pcodec() -> Any:
-    try:
-        from zarr.codecs.numcodecs import PCodec
-
-        return PCodec()
-    except ImportError as error:
-        raise CacheError(
-            f"the cache's codec is not installed ({error}): pip install 'numcodecs[pcodec]'"
-        ) from None
-
-
-@contextmanager
-def _quiet_zarr() -> Iterator[None]:
-    """Silence the one warning that says what docs/cache-format.md says: pcodec is an extension."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
-        yield
+    return tuple(StoredFile(key, len(data), crc32c_of(data)) for key, (data, _) in staged.items())

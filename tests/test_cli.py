@@ -112,8 +112,8 @@ def free_port():
 
 
 COMMANDS = (
-    "cache-teacher", "train-student", "evaluate", "export", "models", "inspect-cache", "serve",
-    "demo",
+    "cache-teacher", "train-student", "evaluate", "export", "models", "inspect-cache",
+    "verify-cache", "audit-cache", "plan-cache", "serve", "demo",
 )  # fmt: skip
 
 

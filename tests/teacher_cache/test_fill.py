@@ -7,13 +7,14 @@ import torch
 from small import build_teacher, cache_recipe, fill_cache
 
 from teacher_cache.errors import CacheError
-from teacher_cache.fill import fill, missing_tiles, open_or_create
+from teacher_cache.fill import fill, open_or_create
 from teacher_cache.images import ImagesError, index_folder
 from teacher_cache.ledger import BlockId, read_entry
 from teacher_cache.render import decode_image, pixel_crc, render
 from teacher_cache.store import absent_rows, checked_row, missing_blocks, open_cache, read_slab
 from teacher_cache.topk import top_k
 from teacher_cache.views import sample_view
+from teacher_cache.work import missing_tiles
 
 
 def slabs(cache):

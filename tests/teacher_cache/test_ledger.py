@@ -56,10 +56,9 @@ def test_no_flipped_bit_of_an_entry_goes_unnoticed(tmp_path_factory, at, bit):
     path.write_bytes(data)
     try:
         assert read_entry(root, ENTRY.block) == ENTRY
-        after = json.loads(data)  # only white space, or the case of a checksum's digit, changed
-        assert json.loads(data.lower()) == before or after == before
+        assert json.loads(data) == before  # only white space changed
     except DamagedRecords as error:
-        assert "delete it and run cache-teacher again" in str(error)
+        assert "verify-cache" in str(error)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"entry_crc32c": 3}'])

@@ -1,0 +1,16 @@
+"""`make bench`: every benchmark of a few minutes, one after the other.
+
+The long ones are run by name: `python -m benchmarks.cifar10 OUT`.
+"""
+
+import os
+
+from benchmarks import kd_step, pixels
+from benchmarks.machine import describe
+
+print(describe())
+kd_step.main()
+if "RETORT_DATA" in os.environ:
+    pixels.main()
+else:
+    print("pixels: skipped, RETORT_DATA names no folder with imagenet-sample")

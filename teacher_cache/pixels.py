@@ -1,0 +1,49 @@
+"""Whether pixels rendered here are those that the teacher saw: by the cache's `check` array."""
+
+import numpy as np
+
+from teacher_cache.arrays import ROWS_PER_CHECK
+from teacher_cache.errors import MissingRecords, ReplayRefused
+from teacher_cache.images import ImageIndex
+from teacher_cache.loader import Request, ViewRenderer
+from teacher_cache.store import Cache, checked_row, complete_views, read_slab
+
+SAMPLED_VIEWS = 8
+SAMPLED_ROWS = 64
+"""A view: 512 pictures in all, of every kind of augmentation."""
+
+
+def require_same_sample(cache: Cache, index: ImageIndex) -> int:
+    """Render a sample of checked rows and compare; how many there were.
+
+    Raises:
+        ReplayRefused: a row whose pixels differ.
+        MissingRecords: no complete view to sample from.
+    """
+    views = complete_views(cache)
+    if not views:
+        raise MissingRecords(
+            f"cache {cache.root} has no complete view, so its pixels cannot be compared: fill it "
+            "further, or install the cache's pixel libraries"
+        )
+    recipe = cache.manifest.parsed_recipe().views
+    size = recipe.size
+    renderer = ViewRenderer(index, recipe, recipe.seed, size, recipe.interpolation, size)
+    compared, differing = 0, []
+    for view in views[:: -(-len(views) // SAMPLED_VIEWS)]:
+        slab = read_slab(cache, view)
+        rows = np.arange(checked_row(view, 0), len(index), ROWS_PER_CHECK)
+        rows = rows[~np.isin(rows, list(slab.absent_rows))][:: max(len(rows) // SAMPLED_ROWS, 1)]
+        checks = renderer(Request(rows, (view,))).checks
+        compared += len(rows)
+        differing += [
+            f"view {view} of {index.keys[row]}"
+            for row in rows.tolist()
+            if checks.get((view, row)) != int(slab.check[row // ROWS_PER_CHECK])
+        ]
+    if differing:
+        raise ReplayRefused(
+            f"{len(differing)} of {compared} sampled pictures are not those the teacher saw "
+            f"(first: {differing[0]}): install the cache's pixel libraries, or fill a new cache"
+        )
+    return compared

@@ -1,0 +1,97 @@
+"""What a cache will cost, predicted from a few real batches: records, bytes, hours, memory.
+
+B rows of a batch, V views, N rows.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from teacher_cache.fill import fill, open_or_create
+from teacher_cache.images import ImageIndex
+from teacher_cache.ledger import committed_blocks, read_entry
+from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.teacher import Teacher
+
+SAMPLE_BATCHES = 4
+"""Batches of the teacher's that are computed and encoded, besides one to warm up."""
+
+
+def plan(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> dict[str, Any]:
+    """Fill a small cache from an even sample of the images, and scale it up.
+
+    Raises:
+        ImagesError, CacheError: as `fill` does.
+    """
+    batch = recipe.teacher.batch_size
+    count = min(len(index), SAMPLE_BATCHES * batch)
+    rows = np.linspace(0, len(index) - 1, count).astype(np.int64)
+    _teacher_seconds(teacher, recipe, batches=1)  # warm up
+    teacher_s = _teacher_seconds(teacher, recipe, batches=SAMPLE_BATCHES) / SAMPLE_BATCHES / batch
+    bytes_a_record, fill_s = _sample(recipe, _part(index, rows), teacher)
+    return {
+        "images": len(index),
+        "views": recipe.views.count,
+        "records": (records := len(index) * recipe.views.count),
+        "sample": count,
+        "bytes a record": round(bytes_a_record, 1),
+        "GB": round(bytes_a_record * records / 1e9, 3),
+        "device": teacher.device.type,
+        "teacher, images a second": round(1 / teacher_s, 1),
+        "teacher, hours": round(teacher_s * records / 3600, 3),
+        "one process with decoding, hours": round(fill_s * records / 3600, 3),
+        "MB to read an epoch": round(bytes_a_record * len(index) / 1e6, 1),
+        "MB/s to read at 5,000 images a second": round(bytes_a_record * 5_000 / 1e6, 2),
+        "MB of two slabs in memory": round(2 * slab_bytes(recipe, len(index)) / 1e6, 1),
+        "MB of records in memory, at most": round(
+            (2 * slab_bytes(recipe, len(index)) + bytes_a_record * len(index)) / 1e6, 1
+        ),
+    }
+
+
+def slab_bytes(recipe: CacheRecipe, rows: int) -> int:
+    """What one view's records weigh in memory; training holds two, this epoch's and the next.
+
+    While the next one is read, its compressed bytes are there, too.
+    """
+    return rows * (4 * recipe.topk.k + 2 * len(recipe.topk.temperatures)) + rows // 8
+
+
+def _part(index: ImageIndex, rows: np.ndarray) -> ImageIndex:
+    keys = tuple(index.keys[row] for row in rows.tolist())
+    return replace(index, keys=keys, labels=index.labels[rows])
+
+
+def _teacher_seconds(teacher: Teacher, recipe: CacheRecipe, *, batches: int) -> float:
+    size = recipe.views.size
+    pixels_BHWC = torch.zeros((recipe.teacher.batch_size, size, size, 3), dtype=torch.uint8)
+    started = time.perf_counter()
+    for _ in range(batches):
+        teacher.logits(pixels_BHWC).cpu()
+    return time.perf_counter() - started
+
+
+def _sample(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> tuple[float, float]:
+    """Bytes and seconds a record of one view of these images, filled for real."""
+    document = recipe.model_dump(mode="json")
+    document["views"]["count"] = 1
+    document["storage"]["rows_per_shard"] = min(
+        recipe.storage.rows_per_shard, -(-len(index) // 32) * 32
+    )
+    if len(index) > 4096:
+        document["storage"]["rows_per_shard"] = 4096
+    small = parse_recipe(document, CacheRecipe, source="the sample")
+    with TemporaryDirectory(prefix="retort-plan-") as folder:
+        cache = open_or_create(Path(folder) / "cache", small, index, teacher)
+        started = time.perf_counter()
+        for _ in fill(cache, index, teacher, small):
+            pass
+        seconds = time.perf_counter() - started
+        entries = [read_entry(cache.root, block) for block in committed_blocks(cache.root)]
+        size = sum(file.size for entry in entries if entry for file in entry.files)
+    return size / len(index), seconds / len(index)

@@ -1,0 +1,218 @@
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from teacher_cache.errors import DamagedRecords
+from teacher_cache.ledger import BlockId, read_entry
+from teacher_cache.staging import claim, stage
+from teacher_cache.store import Block, missing_blocks, open_cache, read_slab, write_block
+from teacher_cache.topk import TopK
+from teacher_cache.verify import repair, verify
+
+BLOCK = BlockId(1, 2)
+FILES = ("ids/c/1/2/0", "logp/c/1/2/0", "tail/c/1/2/0", "check/c/1/2", "ledger/1/2.json")
+DAMAGES = ("first", "middle", "index", "truncated", "emptied", "removed")
+
+
+def change(path, damage):
+    data = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    elif damage == "emptied":
+        path.write_bytes(b"")
+    elif damage == "truncated":
+        path.write_bytes(data[:-1])
+    else:
+        at = {"first": 0, "middle": len(data) // 2, "index": max(len(data) - 12, 0)}[damage]
+        path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+
+
+def contents(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def refill(cache, source):
+    """What cache-teacher does for the blocks that are missing, with another cache's records."""
+    for block in missing_blocks(cache):
+        slab, rows = read_slab(source, block.view), cache.rows(block.shard)
+        part = slice(rows.start, rows.stop)
+        topk = TopK(slab.ids_NK[part], slab.logp_NK[part], slab.tail_NT[part])
+        check = slab.check[rows.start // 32 : -(-rows.stop // 32)]
+        write_block(cache, Block(block, topk, check), {})
+
+
+def test_a_full_cache_is_sound_and_every_byte_of_its_records_is_read(filled):
+    found = verify(filled)
+    assert found.is_sound
+    assert (found.blocks, len(found.damage), len(found.missing), len(found.strays)) == (9, 0, 0, 0)
+    names = ("ids", "logp", "tail", "check")
+    shards = [p for name in names for p in (filled.root / name / "c").rglob("*") if p.is_file()]
+    assert found.bytes == sum(path.stat().st_size for path in shards)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *itertools.product(FILES[:4], DAMAGES),
+        # an entry's last byte is a newline, and a block without one is missing, not damaged
+        *((FILES[4], damage) for damage in DAMAGES if damage not in ("truncated", "removed")),
+    ],
+)
+def test_every_damage_is_found_refused_by_readers_and_mended(own_cache, filled, file, damage):
+    cache = open_cache(own_cache)
+    change(own_cache / file, damage)
+    found = verify(cache)
+    assert [(d.file, d.block) for d in found.damage] == [(file, BLOCK)]
+    with pytest.raises(DamagedRecords, match="verify-cache .* --repair"):
+        read_slab(cache, 1)
+    repair(cache, found)
+    assert missing_blocks(cache) == [BLOCK]
+    assert verify(cache).damage == verify(cache).strays == ()
+    refill(cache, filled)
+    assert verify(cache).is_sound
+    for name in FILES[:4]:
+        assert (own_cache / name).read_bytes() == (filled.root / name).read_bytes()
+
+
+def test_every_byte_of_a_block_and_its_entry_counts(own_cache):
+    cache = open_cache(own_cache)
+    for file in FILES:
+        path = own_cache / file
+        data = path.read_bytes()
+        for at in range(0, len(data), 11):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            found = verify(cache)
+            if file.startswith("ledger") and found.is_sound:
+                assert json.loads(path.read_bytes()) == json.loads(data)  # white space
+            else:
+                assert {damage.file for damage in found.damage} == {file}
+        path.write_bytes(data)
+
+
+def test_shards_without_an_entry_are_strays_and_their_rows_missing(own_cache, filled):
+    cache = open_cache(own_cache)
+    (own_cache / FILES[-1]).unlink()
+    found = verify(cache)
+    assert found.missing == (BLOCK,)
+    assert found.damage == ()
+    assert {p.relative_to(own_cache).as_posix() for p in found.strays} == set(FILES[:4])
+    repair(cache, found)
+    assert not any((own_cache / name).exists() for name in FILES[:4])
+    refill(cache, filled)
+    assert verify(cache).is_sound
+
+
+def test_what_nobody_made_is_a_stray_and_repair_removes_just_that(own_cache):
+    cache = open_cache(own_cache)
+    before = contents(own_cache)
+    for name in ("ids/c/0/0/0.bak", "notes.txt", "ids/c/7/0/0", "staging/dead.tmp"):
+        path = own_cache / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    alive = stage(own_cache, b"being written")
+    found = verify(cache)
+    assert len(found.strays) == 4
+    repair(cache, found)
+    alive.release()
+    assert verify(cache).is_sound
+    assert (
+        before.items() <= {p: p.read_bytes() for p in own_cache.rglob("*") if p.is_file()}.items()
+    )
+
+
+def test_an_entry_outside_the_cache_and_one_that_names_too_few_files_are_damage(own_cache):
+    cache = open_cache(own_cache)
+    (own_cache / "ledger" / "9").mkdir()
+    shutil.copy(own_cache / FILES[-1], own_cache / "ledger" / "9" / "9.json")
+    entry = read_entry(own_cache, BLOCK)
+    from teacher_cache.ledger import LedgerEntry, commit_entry
+
+    (own_cache / FILES[-1]).unlink()
+    commit_entry(own_cache, LedgerEntry(BLOCK, entry.files[1:], (), {}))
+    found = verify(cache)
+    assert [(d.file, d.what) for d in found.damage] == [
+        ("ids/c/1/2/0", "is not named by its ledger entry"),
+        ("ledger/9/9.json", "names a block outside the cache"),
+    ]
+    with pytest.raises(DamagedRecords, match="is not named by its ledger entry"):
+        read_slab(cache, 1)
+    repair(cache, found)
+    assert missing_blocks(cache) == [BLOCK]
+    assert not (own_cache / "ledger" / "9" / "9.json").exists()
+
+
+def test_an_arrays_description_that_was_changed_is_found_and_restored(own_cache):
+    path = own_cache / "logp" / "zarr.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"NaN"', b"0.0"))
+    cache = open_cache(own_cache)
+    found = verify(cache)
+    assert [(d.file, d.block) for d in found.damage] == [("logp/zarr.json", None)]
+    repair(cache, found)
+    assert json.loads(path.read_bytes()) == json.loads(before)
+    assert verify(cache).is_sound
+
+
+def test_a_shard_of_several_chunks_has_each_of_them_checked(tmp_path):
+    from test_store import filled_cache
+
+    cache = filled_cache(
+        tmp_path / "cache", rows=8192 + 5000, views__count=1, storage__rows_per_shard=8192
+    )
+    assert verify(cache).is_sound
+    from teacher_cache.verify import _wrong_chunks
+
+    data = (cache.root / "ids/c/0/1/0").read_bytes()
+    assert _wrong_chunks(cache, "ids/c/0/1/0", data, BlockId(0, 1)) is None
+    flipped = bytes([data[0] ^ 1]) + data[1:]
+    words = "chunk 0 does not match its checksum"
+    assert _wrong_chunks(cache, "ids/c/0/1/0", flipped, BlockId(0, 1)) == words
+    words = "its index of chunks is damaged"
+    assert _wrong_chunks(cache, "ids/c/0/1/0", data[:-1], BlockId(0, 1)) == words
+    np.testing.assert_array_equal(read_slab(cache, 0).ids_NK.shape, (13_192, 2))
+
+
+def test_a_claim_is_one_processes_and_ends_with_it(tmp_path):
+    held = claim(tmp_path, "tile-0-0")
+    assert claim(tmp_path, "tile-0-0") is None
+    held.release()
+    assert list((tmp_path / "staging").iterdir()) == []
+    child = os.fork()
+    if child == 0:
+        claim(tmp_path, "tile-0-0")
+        os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    assert (tmp_path / "staging" / "tile-0-0").exists()  # what the dead leave
+    again = claim(tmp_path, "tile-0-0")
+    assert again is not None
+    again.release()
+
+
+def test_the_command_names_view_and_rows_and_its_exit_code_says_whether_the_cache_is_whole(
+    cli, own_cache, scans, tmp_path
+):
+    from small import cache_document, to_toml
+
+    recipe = tmp_path / "cache.toml"
+    recipe.write_text(to_toml(cache_document()))
+    assert "9 of 9 blocks" in cli("verify-cache", own_cache, check=0).stdout
+    before = (own_cache / FILES[0]).read_bytes()
+    change(own_cache / FILES[0], "middle")
+    done = cli("verify-cache", own_cache, check=1).stdout
+    assert "damaged  view 1, rows 64-89: ids/c/1/2/0 is not what was committed" in done
+    facts = json.loads(cli("verify-cache", own_cache, "--json", check=1).stdout)
+    assert (facts["sound"], facts["damage"][0]["rows"]) == (False, [64, 89])
+    done = cli("verify-cache", own_cache, "--repair", check=1).stdout
+    assert "missing  1 of 9 blocks" in done
+    facts = json.loads(cli("inspect-cache", own_cache, "--json").stdout)
+    assert facts["incomplete views"] == {"1": "2 of 3 blocks"}
+    stamps = {p: p.stat().st_mtime_ns for p in Path(own_cache / "ledger").rglob("*.json")}
+    cli("cache-teacher", recipe, "--data", scans / "train", "--out", own_cache)
+    assert (own_cache / FILES[0]).read_bytes() == before
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    cli("verify-cache", own_cache, check=0)

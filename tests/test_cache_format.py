@@ -1,0 +1,73 @@
+"""docs/cache-format.md says what is on disk, and its example runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zlib
+
+import google_crc32c
+import numpy as np
+from pcodec import standalone
+from small import REPOSITORY
+
+from teacher_cache.store import open_cache, read_slab
+
+DOCUMENT = (REPOSITORY / "docs" / "cache-format.md").read_text()
+GOLDEN = REPOSITORY / "tests" / "golden" / "cache"
+
+
+def test_the_dozen_lines_of_plain_zarr_read_a_cache(filled):
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", example, filled.root, "1"],
+        capture_output=True, text=True, check=True, cwd=os.sep,
+    )  # fmt: skip
+    slab, index = read_slab(filled, 1), open_cache(filled.root).index
+    probabilities = np.exp(slab.logp_NK[0].astype("f4")).round(3).tolist()
+    assert done.stdout == f"{index.keys[0]} {slab.ids_NK[0].tolist()} {probabilities}\n"
+    imports, *lines = example.splitlines()
+    assert "teacher_cache" not in imports
+    assert sum(bool(line) for line in lines) <= 12
+
+
+def chunks(path, count):
+    """A shard's inner chunks, read by nothing but the document's words."""
+    data = path.read_bytes()
+    index = data[-16 * count - 4 : -4]
+    assert google_crc32c.value(index) == int.from_bytes(data[-4:], "little")
+    for offset, length in np.frombuffer(index, "<u8").reshape(count, 2).tolist():
+        if offset == 2**64 - 1:
+            yield None
+            continue
+        chunk = data[offset : offset + length]
+        assert google_crc32c.value(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
+        yield chunk[:-4]
+
+
+def test_a_reader_without_zarr_finds_the_records_where_the_document_says(filled):
+    slab = read_slab(filled, 2)
+    expected = {"ids": slab.ids_NK, "logp": slab.logp_NK, "tail": slab.tail_NT}
+    for shard in range(3):
+        entry = json.loads((filled.root / f"ledger/2/{shard}.json").read_text())
+        for file, stated in entry["files"].items():
+            data = (filled.root / file).read_bytes()
+            crc = f"{google_crc32c.value(data):08x}"
+            assert (len(data), crc) == (stated["size"], stated["crc32c"])
+        rows = slice(32 * shard, min(32 * shard + 32, 90))
+        for name, dtype in (("ids", "u2"), ("logp", "f2"), ("tail", "f2")):
+            (chunk,) = chunks(filled.root / name / "c" / "2" / str(shard) / "0", 1)
+            values = np.array(standalone.simple_decompress(chunk)).astype(dtype)
+            found = values.reshape(32, 2)[: rows.stop - rows.start]
+            np.testing.assert_array_equal(found, expected[name][rows])
+        (check,) = chunks(filled.root / "check" / "c" / "2" / str(shard), 1)
+        assert np.frombuffer(check, "<u4")[0] == slab.check[shard]
+
+
+def test_the_checksum_of_an_entry_is_that_of_its_canonical_spelling():
+    entry = json.loads((GOLDEN / "ledger" / "0" / "0.json").read_text())
+    stated = entry.pop("entry_crc32c")
+    spelled = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+    assert f"{google_crc32c.value(spelled):08x}" == stated
+    assert zlib.crc32(b"") == 0
