@@ -22,6 +22,7 @@ from student.recipe import StudentRecipe
 from student.reparam import ReparamSpec, fold
 from student.run import Weights, load_network, start_or_continue
 from student.train import train
+from teacher_cache.durable import write_all
 from teacher_cache.images import index_folder, rebase
 from teacher_cache.recipe import parse_recipe
 from teacher_cache.weights import WeightsError, load_weights, read_weights
@@ -217,6 +218,17 @@ def test_what_cannot_be_written_is_refused_before_any_work(cli, run, tmp_path):
         assert error.startswith("error: ")
         assert words in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", "taken"]
+
+
+def test_files_that_belong_together_are_all_written_or_none(tmp_path):
+    kept, gone = tmp_path / "kept", tmp_path / "no such folder" / "gone"
+    kept.write_text("before")
+    with pytest.raises(FileNotFoundError):
+        write_all({kept: b"after", gone: b"after"})
+    assert kept.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]  # no temporary file either
+    write_all({kept: b"after", tmp_path / "beside": b"too"})
+    assert kept.read_text() == "after"
 
 
 def test_a_folder_without_write_access_is_named(run, tmp_path):

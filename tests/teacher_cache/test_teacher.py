@@ -1,10 +1,13 @@
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from small import CPU, TEACHER
+from small import CPU, TEACHER, cache_recipe, fill_cache
 
+from teacher_cache.inspection import inspect
 from teacher_cache.recipe import TeacherSection
+from teacher_cache.store import read_slab
 from teacher_cache.teacher import TeacherError, load_teacher, weights_sha256
 
 VIT = "deit_tiny_patch16_224"  # takes one size only
@@ -163,3 +166,14 @@ def test_members_that_do_not_fit_are_named(tmp_path):
         load(pretrained=False, ensemble=[five], has_class_map=True)
     with pytest.raises(TeacherError, match="resnet5O.* is no timm model"):
         load(pretrained=False, ensemble=[member(1, model="resnet5O")])
+
+
+def test_a_cache_of_an_ensemble_holds_probabilities_and_names_every_member(scans, tmp_path):
+    recipe = cache_recipe(teacher__ensemble=[member(2)], views__count=1)
+    cache = fill_cache(tmp_path / "cache", scans / "train", recipe)
+    facts = inspect(cache)
+    assert (facts["teacher"], facts["complete views"]) == (f"{TEACHER} + {TEACHER}", 1)
+    slab = read_slab(cache, 0)
+    kept, tail = slab.logp_NK.astype(np.float64), slab.tail_NT[:, 0].astype(np.float64)
+    total = np.exp(kept).sum(axis=1) + np.exp(tail)
+    np.testing.assert_allclose(total, 1.0, atol=2e-3)  # a mean of log-probabilities sums to less
