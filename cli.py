@@ -139,7 +139,7 @@ def train_student(
             accept_pixel_libraries=accept_pixel_libraries,
         )
     validation = index_folder(val, class_ids=training.index.class_ids)
-    run = start_or_continue(out, settings, training)
+    run = start_or_continue(out, settings, training, validation)
     config = {
         "recipe": recipe.stem,
         "student": settings.student.model,

@@ -195,6 +195,6 @@ def _require_known_absences(data: TrainingData, slab: Slab) -> None:
         row = min(surprising)
         raise MissingRecords(
             f"view {slab.view} of the cache lacks {len(surprising)} images that it had when this "
-            f"run started (first: {data.index.keys[row]}): start the same command again, which "
-            "leaves them out"
+            f"run started (first: {data.index.keys[row]}): restore them, or start anew with "
+            "another --out, which leaves them out"
         )

@@ -42,6 +42,9 @@ class TrainingData:
         if self.cache is not None:
             digest["cache recipe"] = self.cache.manifest.recipe_digest
             digest["teacher weights"] = self.cache.manifest.teacher_weights_sha256
+            digest["images trained on"] = str(len(self.rows))
+            if self.reuse_views:
+                digest["views"] = str(self.cache.view_count)
         return digest
 
 

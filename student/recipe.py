@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from student.loss import Tail
 from student.reparam import ReparamSpec
@@ -65,10 +65,15 @@ class ScheduleSection(Section):
 class EmaSection(Section):
     """Exponential moving average of the weights and of BatchNorm's statistics."""
 
-    decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999
-    """None: no average is kept."""
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
+    """None, in TOML 0: no average is kept."""
     warmup: bool = False
     """Grow the decay as 1 - (1 + step)^(-2/3) up to `decay`: for runs of few steps."""
+
+    @field_validator("decay", mode="before")
+    @classmethod
+    def _zero_is_none(cls, decay: Any) -> Any:
+        return None if decay == 0 and decay is not False else decay
 
 
 class StudentViews(ViewPolicy):
@@ -149,6 +154,6 @@ class StudentRecipe(Section):
             exclude={
                 "loader": True,
                 "run": {"log_every_steps", "checkpoint_every_s"},
-                "evaluation": True,
+                "evaluation": {"batch_size"},
             },
         )

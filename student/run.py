@@ -1,7 +1,9 @@
 """A run's folder: what it was started with, its checkpoints, metrics and summary."""
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +17,7 @@ from student.models import build_student
 from student.recipe import StudentRecipe
 from teacher_cache.durable import write_atomic
 from teacher_cache.errors import UserError
+from teacher_cache.images import ImageIndex
 from teacher_cache.recipe import parse_recipe
 from teacher_cache.weights import load_weights
 
@@ -68,7 +71,9 @@ class Run:
         return cls(**{**document, "folder": folder, "recipe": recipe})
 
 
-def start_or_continue(folder: Path, recipe: StudentRecipe, data: TrainingData) -> Run:
+def start_or_continue(
+    folder: Path, recipe: StudentRecipe, data: TrainingData, validation: ImageIndex
+) -> Run:
     """Create the run's folder, or check that it holds a run of the same recipe and data.
 
     A run that never saved a state may start over with another recipe: nothing is lost by it.
@@ -79,7 +84,7 @@ def start_or_continue(folder: Path, recipe: StudentRecipe, data: TrainingData) -
     run = Run(
         folder=folder,
         recipe=recipe,
-        data_digest=data.digest(),
+        data_digest=data.digest() | {"validation images": validation.digest()},
         class_ids=dict(data.index.class_ids),
         class_count=data.class_count,
         size=data.renderer.size,
@@ -90,7 +95,7 @@ def start_or_continue(folder: Path, recipe: StudentRecipe, data: TrainingData) -
         if differing:
             raise RunError(
                 f"{folder} holds another run: " + "; ".join(differing) + ": start the same command "
-                "to continue it, or choose another --out"
+                "to continue it, choose another --out, or `evaluate` what it trained"
             )
         return run
     started = (folder / "run.json").exists()
@@ -123,6 +128,25 @@ class Weights(StrEnum):
     """The moving average; a run that keeps none has only the other."""
     TRAINED = "trained"
     """Those that the optimizer moved last."""
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Keep a run to this process; the system lets go of it however the process ends.
+
+    Raises:
+        RunError: another process is training it.
+    """
+    with (run.folder / "lock").open("w") as file:
+        try:
+            # unlike flock's, this lock does not live on in the loader's forked workers
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise RunError(
+                f"{run.folder} is being trained by another process: wait for it, stop it, or "
+                "choose another --out"
+            ) from None
+        yield
 
 
 def load_network(run: Run, weights: Weights = Weights.AVERAGED) -> nn.Module:

@@ -5,6 +5,7 @@ for each step:  lr <- cosine(step);  L = (1 - alpha) CE + alpha tau^2 KL over mi
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from student.interval import Interval
 from student.metrics import append_metrics, forget_after, last_evaluation
 from student.recipe import StudentRecipe
 from student.reparam import fold
-from student.run import Run
+from student.run import Run, held
 from student.schedule import learning_rate
 from student.size import parameter_count
 from student.trainee import Trainee
@@ -29,25 +30,36 @@ from teacher_cache.images import ImageIndex
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import digest_of
 
+logger = logging.getLogger(__name__)
+
 
 def train(
     run: Run, data: TrainingData, validation: ImageIndex, *, device: torch.device
 ) -> Iterator[Progress]:
-    """Train to the recipe's end, from the last checkpoint if there is one.
+    """Train to the recipe's end, from the last checkpoint if there is one, one process a run.
 
     The same recipe on the same data gives the same bytes of weights on the CPU, whatever the
     number of loader workers and however often the run was killed. Closing the iterator saves after
     the step at hand.
 
     Raises:
+        RunError: another process is training this run.
         TrainingError: a loss that is not finite; the last good state is kept.
         CacheError, ImagesError: from the cache and the images.
         OSError: the run's folder cannot be written.
     """
+    with held(run):
+        yield from _train(run, data, validation, device)
+
+
+def _train(
+    run: Run, data: TrainingData, validation: ImageIndex, device: torch.device
+) -> Iterator[Progress]:
     recipe = run.recipe
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     plan = plan_run(recipe, data)
+    _warn_of_a_long_average(recipe, plan)
     trainee = Trainee.build(recipe, data.class_count, run.size, device)
     state = _resume(run, trainee)
     forget_after(run.metrics, state.step)
@@ -200,10 +212,26 @@ def _learning_rate(recipe: StudentRecipe, plan: Plan, step: int) -> float:
     return learning_rate(
         step,
         total_steps=plan.total_steps,
-        warmup_steps=round(recipe.schedule.warmup_epochs * plan.steps_per_epoch),
+        warmup_steps=min(
+            round(recipe.schedule.warmup_epochs * plan.steps_per_epoch), plan.total_steps - 1
+        ),
         peak=recipe.optimizer.lr,
         minimum=recipe.schedule.min_lr,
     )
+
+
+def _warn_of_a_long_average(recipe: StudentRecipe, plan: Plan) -> None:
+    """An average over more steps than there are is mostly the initial weights."""
+    decay = recipe.ema.decay
+    if decay is not None and not recipe.ema.warmup and plan.total_steps * (1 - decay) < 2:
+        logger.warning(
+            "ema.decay = %s averages over about %d steps, this run has %d: the averaged weights, "
+            "which are evaluated and exported, will lag far behind; set ema.warmup = true, a lower "
+            "ema.decay, or ema.decay = 0 for none",
+            decay,
+            round(1 / (1 - decay)),
+            plan.total_steps,
+        )
 
 
 def _evaluation_is_due(recipe: StudentRecipe, plan: Plan, step: int) -> bool:

@@ -11,7 +11,9 @@ import numpy as np
 
 from teacher_cache.errors import UserError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+)
 """The file names that count as images; everything else in a class folder is passed over."""
 
 
@@ -156,7 +158,13 @@ def _class_folders(root: Path) -> list[str]:
 
 
 def _image_keys(root: Path, name: str) -> Iterable[str]:
-    for folder, _, files in os.walk(root / name, followlinks=True):
+    seen = set()
+    for folder, below, files in os.walk(root / name, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back
+            below.clear()
+            continue
+        seen.add(real)
         prefix = Path(folder).relative_to(root).as_posix()
         for file in files:
             if not file.startswith(".") and PurePath(file).suffix.lower() in EXTENSIONS:

@@ -82,7 +82,7 @@ class TopKSection(Section):
     """What is kept of the teacher's logits."""
 
     k: PositiveInt = 20
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = (1.0, 2.0, 4.0)
+    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (1.0, 2.0, 4.0)
     """The temperatures at which the tail's log-mass is stored; training may use any of them."""
 
     @model_validator(mode="after")
@@ -239,6 +239,10 @@ def _toml_value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        if text in {"True", "False", "None", "none", "null"}:
+            raise RecipeError(
+                f"--set got the value {text}, expected TOML: true, false, or no such key at all"
+            ) from None
         return text  # a bare word: --set teacher.model=resnet10t
 
 

@@ -110,6 +110,7 @@ def create_cache(root: Path, manifest: Manifest, index: ImageIndex) -> Cache:
     Raises:
         CacheError: `root` exists and is not a cache.
     """
+    root = root.resolve()
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = hold_folder_beside(root)
     try:
@@ -118,6 +119,11 @@ def create_cache(root: Path, manifest: Manifest, index: ImageIndex) -> Cache:
         temporary.path.rename(root)
         sync_folder(root.parent)
     except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise CacheError(
+                f"{root} is a mount point, which a cache cannot replace: choose a folder in it, "
+                f"such as --out {root}/cache"
+            ) from None
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         if not (root / "zarr.json").exists():

@@ -1,7 +1,6 @@
 """Real processes, real signals: what a killed job leaves is continued to the same bytes."""
 
 import json
-import random
 import signal
 import subprocess
 import time
@@ -177,26 +176,3 @@ def test_the_first_signal_saves_the_step_at_hand_and_the_second_stops_at_once(lo
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     assert running.returncode in (130, -signal.SIGINT)
-
-
-@pytest.mark.slow
-def test_thirty_sigkills_at_random_moments_leave_the_records_of_an_unbroken_fill(
-    process, long_cache, tmp_path
-):
-    process(*long_cache("unbroken"))
-    killed = tmp_path / "killed"
-    moments = random.Random(0)
-    kept = {}
-    for _ in range(30):
-        running = start(tmp_path, long_cache(killed, "--set", "loader.workers=2"))
-        time.sleep(moments.uniform(2.0, 8.0))
-        running.send_signal(signal.SIGKILL)
-        running.communicate()
-        stamps = ledger_stamps(killed)
-        assert kept.items() <= stamps.items()
-        kept = stamps
-        if killed.exists() and not missing_blocks(open_cache(killed)):
-            break
-    process(*long_cache(killed))
-    assert kept.items() <= ledger_stamps(killed).items()
-    assert_same_records(killed, tmp_path / "unbroken")

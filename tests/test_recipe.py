@@ -53,6 +53,8 @@ def test_an_override_changes_one_key_and_is_read_as_toml_or_as_a_word(tmp_path):
         ("storage.rows_per_shard=6144", "expected a multiple of 32, and of 4096 above 4096"),
         ("topk.temperatures=[1.0, 1.0]", "expected one or more, each once"),
         ("topk.temperatures=[]", "expected one or more, each once"),
+        ("topk.temperatures=[inf]", "finite"),
+        ("teacher.kwargs.scriptable=False", "expected TOML: true, false"),
     ],
 )
 def test_a_bad_override_names_key_value_and_remedy(tmp_path, override, words):

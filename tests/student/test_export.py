@@ -40,8 +40,8 @@ def finished_run(out, scans, cache=None, **changes):
     recipe = parse_recipe(document, StudentRecipe, source="test")
     index = index_folder(scans / "train")
     data = replayed_data(recipe, rebase(cache.index, scans / "train"), cache) if cache else None
-    run = start_or_continue(out, recipe, data or plain_data(recipe, index))
     validation = index_folder(scans / "val", class_ids=index.class_ids)
+    run = start_or_continue(out, recipe, data or plain_data(recipe, index), validation)
     for _ in train(run, data or plain_data(recipe, index), validation, device=CPU):
         pass
     return run

@@ -39,8 +39,9 @@ def forget(root, view):
 def training(tmp_path, scans, cache, **options):
     recipe = parse_recipe(student_document(), StudentRecipe, source="test")
     data = replayed_data(recipe, rebase(cache.index, scans / "train"), cache, **options)
-    run = start_or_continue(tmp_path / "run", recipe, data)
-    return train(run, data, index_folder(scans / "val"), device=CPU)
+    validation = index_folder(scans / "val")
+    run = start_or_continue(tmp_path / "run", recipe, data, validation)
+    return train(run, data, validation, device=CPU)
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CPU, cache_recipe, fill_cache, student_document
+from small import CPU, REPOSITORY, cache_recipe, fill_cache, student_document
 
 from student.checkpoint import load_checkpoint
 from student.data import plain_data, replayed_data
@@ -34,8 +36,8 @@ def job(out, scans, cache=None, **changes):
     else:
         opened = open_cache(cache)
         data = replayed_data(recipe, rebase(opened.index, scans / "train"), opened)
-    run = start_or_continue(out, recipe, data)
     validation = index_folder(scans / "val", class_ids=data.index.class_ids)
+    run = start_or_continue(out, recipe, data, validation)
     return train(run, data, validation, device=CPU), run
 
 
@@ -305,3 +307,51 @@ def test_a_torn_checkpoint_is_refused_in_plain_words(unbroken, filled, scans, tm
     steps, _ = job(folder, scans, filled.root)
     with pytest.raises(ValueError, match=r"last.pt: cannot be read as a checkpoint"):
         next(steps)
+
+
+def test_two_processes_never_train_one_run(scans, filled, tmp_path):
+    running, run = job(tmp_path / "run", scans, filled.root)
+    next(running)
+    code = (
+        "import sys; from pathlib import Path; from student.run import held, open_run\n"
+        f"with held(open_run(Path({str(run.folder)!r}))): pass"
+    )
+    second = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert "RunError" in second.stderr
+    assert "is being trained by another process" in second.stderr
+    running.close()
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_another_validation_set_or_crop_is_another_run(unbroken, filled, scans, own_scans):
+    with pytest.raises(RunError, match="evaluation.crop_ratio: 1.0 there, 0.5 asked for"):
+        job(unbroken.folder, scans, filled.root, evaluation__crop_ratio=0.5)
+    next((own_scans / "val" / "digit-1").iterdir()).unlink()
+    with pytest.raises(RunError, match="validation images: .* there, .* asked for: .*evaluate"):
+        job(unbroken.folder, own_scans, filled.root)
+
+
+def test_an_average_can_be_left_out_and_one_that_is_too_long_is_warned_of(scans, tmp_path, caplog):
+    run = trained(tmp_path / "none", scans, **PLAIN, ema__decay=0.0, schedule__epochs=1)
+    assert load_checkpoint(run.last).ema is None
+    assert "ema_top1" not in json.loads(run.summary.read_text())
+    assert not caplog.records
+    changes = PLAIN | {"ema__decay": 0.9999, "ema__warmup": False, "schedule__epochs": 1}
+    trained(tmp_path / "long", scans, **changes)
+    assert "averages over about 10000 steps, this run has 5" in caplog.text
+
+
+def test_a_warm_up_of_nearly_the_whole_run_still_trains(scans, tmp_path):
+    trained(tmp_path / "run", scans, **PLAIN, schedule__epochs=1, schedule__warmup_epochs=0.99)
+
+
+def test_images_that_became_absent_make_another_run(unbroken, own_scans, tmp_path):
+    fill_cache(tmp_path / "cache", own_scans / "train", cache_recipe())
+    run = trained(tmp_path / "run", own_scans, tmp_path / "cache")
+    (own_scans / "train" / "digit-1" / "010.png").write_bytes(b"")
+    recipe = cache_recipe(views__count=4, images__skip_unreadable=True)
+    fill_cache(tmp_path / "cache", own_scans / "train", recipe)
+    with pytest.raises(RunError, match="images trained on: 90 there, 89 asked for"):
+        job(run.folder, own_scans, tmp_path / "cache")

@@ -85,3 +85,9 @@ def test_a_class_map_is_an_object_of_unique_whole_numbers(tmp_path, text):
         read_class_map(path)
     path.write_text('{"a": 7, "b": 3}')
     assert read_class_map(path) == {"a": 7, "b": 3}
+
+
+def test_a_link_that_leads_back_is_not_followed_in_circles(folder):
+    before = index_folder(folder).keys
+    (folder / "a" / "deep" / "loop").symlink_to(folder / "a")
+    assert index_folder(folder).keys == before
