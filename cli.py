@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from service.recorder import Recorder
+    from teacher_cache.images import ImageIndex
     from teacher_cache.progress import Progress
+    from teacher_cache.recipe import CacheRecipe
+    from teacher_cache.teacher import Teacher
 
 app = typer.Typer(
     help="Distil a big image teacher into a compact student, and pay for the teacher once.",
@@ -65,24 +68,15 @@ def cache_teacher(
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
     from teacher_cache.fill import fill, open_or_create
-    from teacher_cache.images import index_folder, read_class_map
     from teacher_cache.recipe import CacheRecipe, load_recipe
     from teacher_cache.store import missing_blocks
-    from teacher_cache.teacher import load_teacher
 
     if rank >= world_size:
         raise typer.BadParameter(f"got --rank {rank}, expected 0 to {world_size - 1}")
     changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
-    class_map = settings.images.class_map
-    index = index_folder(data, class_ids=read_class_map(class_map) if class_map else None)
-    teacher = load_teacher(
-        settings.teacher,
-        class_count=index.class_count,
-        has_class_map=class_map is not None,
-        size=settings.views.size,
-        device=_device(device),
-    )
+    index = _index(settings, data)
+    teacher = _teacher(settings, index.class_count, device)
     cache = open_or_create(out, settings, index, teacher)
     config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
@@ -279,17 +273,10 @@ def audit_cache(
     from teacher_cache.images import rebase
     from teacher_cache.recipe import CacheRecipe, override_recipe
     from teacher_cache.store import open_cache
-    from teacher_cache.teacher import load_teacher
 
     opened = open_cache(cache)
     settings = override_recipe(opened.manifest.recipe, CacheRecipe, overrides or ())
-    teacher = load_teacher(
-        settings.teacher,
-        class_count=opened.manifest.class_count,
-        has_class_map=settings.images.class_map is not None,
-        size=settings.views.size,
-        device=_device(device),
-    )
+    teacher = _teacher(settings, opened.manifest.class_count, device)
     result = audit(opened, rebase(opened.index, data), teacher, records=records, seed=seed)
     _show(report(opened, result), as_json=as_json)
     raise SystemExit(0 if result.passed else 1)
@@ -304,21 +291,12 @@ def plan_cache(
     device: DeviceOption = "auto",
 ) -> None:
     """Predict a cache from a real sample: records, bytes, the teacher's hours, memory."""
-    from teacher_cache.images import index_folder, read_class_map
     from teacher_cache.plan import plan
     from teacher_cache.recipe import CacheRecipe, load_recipe
-    from teacher_cache.teacher import load_teacher
 
     settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
-    class_map = settings.images.class_map
-    index = index_folder(data, class_ids=read_class_map(class_map) if class_map else None)
-    teacher = load_teacher(
-        settings.teacher,
-        class_count=index.class_count,
-        has_class_map=class_map is not None,
-        size=settings.views.size,
-        device=_device(device),
-    )
+    index = _index(settings, data)
+    teacher = _teacher(settings, index.class_count, device)
     _show(plan(settings, index, teacher), as_json=as_json)
 
 
@@ -485,6 +463,25 @@ def _verification(facts: Mapping[str, Any]) -> str:
         f"records in {facts['seconds']:.2f} s ({rate:,.0f} MB/s): {state}"
     )
     return "\n".join(lines)
+
+
+def _index(settings: "CacheRecipe", data: Path) -> "ImageIndex":
+    from teacher_cache.images import index_folder, read_class_map
+
+    class_map = settings.images.class_map
+    return index_folder(data, class_ids=read_class_map(class_map) if class_map else None)
+
+
+def _teacher(settings: "CacheRecipe", class_count: int, device: str) -> "Teacher":
+    from teacher_cache.teacher import load_teacher
+
+    return load_teacher(
+        settings.teacher,
+        class_count=class_count,
+        has_class_map=settings.images.class_map is not None,
+        size=settings.views.size,
+        device=_device(device),
+    )
 
 
 def _device(name: str) -> "torch.device":

@@ -97,6 +97,15 @@ def command(*arguments):
     return [sys.executable, str(REPOSITORY / "cli.py"), *map(str, arguments)]
 
 
+def sigkill(process):
+    """End a process at once; its loader's orphans, which hold its pipes, are not waited for."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
 def cli_environment(folder):
     """Records in the test's folder, one thread."""
     return {**os.environ, "RETORT_DB": f"sqlite:///{folder}/jobs.db", "OMP_NUM_THREADS": "1"}

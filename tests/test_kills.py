@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from small import cache_document, cli_environment, command, student_document, to_toml
+from small import cache_document, cli_environment, command, sigkill, student_document, to_toml
 
 from student.checkpoint import load_checkpoint
 from student.metrics import read_metrics
@@ -91,8 +91,7 @@ def ledger_stamps(root):
 def kill_while_filling(tmp_path, arguments, root, at_least):
     process = start(tmp_path, arguments)
     wait_for(process, lambda: len(blocks_of(root)) >= at_least)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    sigkill(process)
     return process.returncode
 
 
@@ -127,8 +126,7 @@ def test_a_run_killed_mid_epoch_ends_with_the_bytes_of_an_unbroken_one(process, 
                 m["step"] > past for m in read_metrics(killed / "metrics.jsonl")
             ),
         )
-        running.send_signal(signal.SIGKILL)
-        running.communicate()
+        sigkill(running)
         assert load_checkpoint(killed / "last.pt").step < 60
     process(*long_run(killed))
     one, other = (load_checkpoint(tmp_path / name / "last.pt") for name in ("killed", "unbroken"))

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from small import cache_document, cli_environment, command, to_toml
+from small import cache_document, cli_environment, command, sigkill, to_toml
 from test_store import block_of, new_cache
 
 from teacher_cache.ledger import BlockId, committed_blocks
@@ -123,8 +123,7 @@ def storm(writers, *, kills, most, seed):
             time.sleep(moments.uniform(0.1, 8.0))  # a writer needs 5 s to its first block
             victim = running.pop(moments.randrange(len(running)))
             if victim.poll() is None:
-                victim.send_signal(signal.SIGKILL)
-                victim.communicate()
+                sigkill(victim)
                 assert victim.returncode in (0, -signal.SIGKILL)
                 kills -= victim.returncode != 0
             else:
@@ -134,8 +133,7 @@ def storm(writers, *, kills, most, seed):
                 return kills
     finally:
         for process in running:
-            process.kill()
-            process.communicate()
+            sigkill(process)
     return 0
 
 
@@ -152,8 +150,7 @@ def test_writers_under_sigkill_leave_one_whole_cache(cli, scans, tmp_path):
             assert victim.poll() is None, victim.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        victim.send_signal(signal.SIGKILL)
-        victim.communicate()
+        sigkill(victim)
         writers.require_kept()
     output = finish(running[2])  # the one that lives takes over what the dead held
     assert "24 views of 90 images, complete" in output
