@@ -34,7 +34,7 @@ def commands():
 
 def digits_commands():
     """Those of the block that works on `digits/`, without the one that never ends."""
-    block = next(block for block in blocks() if "--data digits/train" in block)
+    block = max(blocks(), key=lambda block: len(parsed(block)))
     return [arguments for arguments in parsed(block) if arguments[0] != "serve"]
 
 
