@@ -103,7 +103,7 @@ def process(tmp_path):
             text=True,
             cwd=tmp_path,
             env=cli_environment(tmp_path) | (env or {}),
-            timeout=240,
+            timeout=900,
             check=False,
         )
         return Done(done.returncode, done.stdout, done.stderr).require(check)
