@@ -120,7 +120,7 @@ def storm(writers, *, kills, most, seed):
             while len(running) < most:
                 world_size = moments.randint(1, most)
                 running.append(writers.start(moments.randrange(world_size), world_size))
-            time.sleep(moments.uniform(0.1, 8.0))  # a writer needs 5 s to its first block
+            time.sleep(moments.uniform(0.1, 5.0))  # a writer needs 5 s to its first block
             victim = running.pop(moments.randrange(len(running)))
             if victim.poll() is None:
                 sigkill(victim)
