@@ -205,6 +205,28 @@ def test_an_operator_without_an_onnx_form_is_named():
         onnx_bytes(Fractal().eval(), size=8, metadata={})
 
 
+@pytest.mark.slow
+def test_a_student_that_onnx_cannot_hold_leaves_no_file_and_says_what_to_do(cli, scans, tmp_path):
+    """MaxViT's grid attention is a view that torch's exporter cannot take of a free batch."""
+    needs_onnx()
+    run = finished_run(
+        tmp_path / "run",
+        scans,
+        distill__alpha=0.0,
+        views__size=64,
+        student__model="maxvit_rmlp_pico_rw_256",
+        student__kwargs={"depths": [1, 1, 1, 1], "img_size": 64},
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    error = cli("export", run.folder, "--out", out / "student.onnx", check=1).stderr
+    assert re.match(r"error: torch's exporter cannot write MaxxVit as ONNX \(\w+: .+\): ", error)
+    assert "nothing was written; export to a .safetensors file" in error
+    assert list(out.iterdir()) == []
+    cli("export", run.folder, "--out", out / "student.safetensors")
+    assert (out / "student.safetensors").is_file()
+
+
 def test_what_cannot_be_written_is_refused_before_any_work(cli, run, tmp_path):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "folder.onnx").mkdir()
