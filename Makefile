@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= tests
+# a process a core; the tests of one file share their fixtures
+PYTEST = $(BIN)/python -m pytest $(TESTS) -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: setup demo test test-all check bench lock clean
 
@@ -21,10 +23,10 @@ demo: setup
 	$(BIN)/python cli.py demo
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: setup
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff format --check .
