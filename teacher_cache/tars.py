@@ -4,6 +4,7 @@ A key is what the image's path would be had the tars been unpacked where they ar
 filled from a folder replays from its tar, and the reverse.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from teacher_cache.listing import (
     printable,
     several,
 )
+
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
+"""Folders around class folders, by the names that data sets give them."""
 
 Place = tuple[int, Extent]
 """The number of an archive, and where in it an image lies."""
@@ -134,15 +138,15 @@ def _class_members(path: Path, name: str, contents: Contents) -> dict[str, Exten
 
 
 def _refuse_wrapped(root: Path, found: Mapping[str, Mapping[str, Extent]]) -> None:
-    """One folder around the class folders would make a single class of them all."""
-    if len(found) == 1:
-        ((top, files),) = found.items()
-        below = {tuple(name.split("/")[1:-1])[:1] for name in files}
-        if () not in below and len(below) > 1:
-            raise ImagesError(
-                f"{root} holds one folder, {printable(top)}, and folders in it: if those are the "
-                f"classes, pass {printable(str(root / top))}"
-            )
+    """A folder around the class folders, or around each split's, would be taken for a class."""
+    below = {name.split("/")[1] for files in found.values() for name in files}
+    flat = any(name.count("/") == 1 for files in found.values() for name in files)
+    if not flat and len(below) > 1 and (len(found) == 1 or _SPLITS.issuperset(found)):
+        one = min(found, key=os.fsencode)
+        raise ImagesError(
+            f"{root} holds {several(sorted(found), 'folder')} with nothing but folders in it: if "
+            f"those are the classes, pass one, such as {printable(str(root / one))}"
+        )
 
 
 def _refuse_shards(path: Path, contents: Contents) -> None:
