@@ -63,6 +63,11 @@ def _open(name: str, split: str | None) -> Any:
     except ImportError:
         raise ImagesError(f"hfds/{name} needs `datasets`: pip install datasets") from None
     try:
+        if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(name)  # by save_to_disk: one split, or several
+            if isinstance(saved, datasets.Dataset):
+                saved = {str(saved.split or "train"): saved}
+            return saved[choose_split(list(saved), split, f"hfds/{name}")]
         if split is None:
             split = choose_split(datasets.get_dataset_split_names(name), split, f"hfds/{name}")
         return datasets.load_dataset(name, split=split)

@@ -3,6 +3,7 @@
 N images, C classes.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -85,8 +86,8 @@ def listing_of_classes(
 
 def split_of(name: str) -> tuple[str, str | None]:
     """NAME and SPLIT of `NAME:SPLIT`."""
-    head, colon, tail = name.rpartition(":")
-    return (head, tail) if colon and tail and "/" not in tail else (name, None)
+    found = re.fullmatch(r"(.+?):(\w[^/]*)", name)  # the split may be a slice: train[:10%]
+    return (found[1], found[2]) if found else (name, None)
 
 
 def choose_split(names: list[str], wanted: str | None, data: str) -> str:
