@@ -39,8 +39,13 @@ RecipeArgument = Annotated[
 CacheArgument = Annotated[
     Path, typer.Argument(metavar="CACHE", help="The --out of a cache-teacher.")
 ]
-DataOption = Annotated[Path, typer.Option("--data", help="Training images: class folders.")]
-ValOption = Annotated[Path, typer.Option("--val", help="Validation images: class folders.")]
+_IMAGES = "a folder or .tar of class folders, hfds/NAME[:SPLIT] or wds/PATH[:SPLIT]."
+DataOption = Annotated[
+    str, typer.Option("--data", metavar="IMAGES", help=f"Training images: {_IMAGES}")
+]
+ValOption = Annotated[
+    str, typer.Option("--val", metavar="IMAGES", help=f"Validation images: {_IMAGES}")
+]
 OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; repeatable."),
@@ -116,13 +121,13 @@ def train_student(
     from student.recipe import StudentRecipe
     from student.run import start_or_continue
     from student.train import train
-    from teacher_cache.images import index_folder, rebase
+    from teacher_cache.images import index_images, rebase
     from teacher_cache.recipe import load_recipe
     from teacher_cache.store import open_cache
 
     settings = load_recipe(recipe, StudentRecipe, overrides=overrides or (), package="student")
     if cache is None:
-        training = plain_data(settings, index_folder(data))
+        training = plain_data(settings, index_images(data))
     else:
         opened = open_cache(cache)
         training = replayed_data(
@@ -132,7 +137,7 @@ def train_student(
             follow_timeout_s=follow_timeout_s if follow else None,
             accept_pixel_libraries=accept_pixel_libraries,
         )
-    validation = index_folder(val, class_ids=training.index.class_ids)
+    validation = index_images(val, class_ids=training.index.class_ids)
     run = start_or_continue(out, settings, training, validation)
     config = {
         "recipe": recipe.stem,
@@ -156,10 +161,10 @@ def evaluate(
     """Measure top-1 and top-5 of a run's weights, as trained and folded."""
     from student.evaluate import evaluate_run
     from student.run import open_run
-    from teacher_cache.images import index_folder
+    from teacher_cache.images import index_images
 
     opened = open_run(run)
-    validation = index_folder(val, class_ids=opened.class_ids)
+    validation = index_images(val, class_ids=opened.class_ids)
     _show(evaluate_run(opened, validation, _device(device)), as_json=as_json)
 
 
@@ -465,11 +470,11 @@ def _verification(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _index(settings: "CacheRecipe", data: Path) -> "ImageIndex":
-    from teacher_cache.images import index_folder, read_class_map
+def _index(settings: "CacheRecipe", data: str) -> "ImageIndex":
+    from teacher_cache.images import index_images, read_class_map
 
     class_map = settings.images.class_map
-    return index_folder(data, class_ids=read_class_map(class_map) if class_map else None)
+    return index_images(data, class_ids=read_class_map(class_map) if class_map else None)
 
 
 def _teacher(settings: "CacheRecipe", class_count: int, device: str) -> "Teacher":

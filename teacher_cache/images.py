@@ -1,24 +1,25 @@
-"""The image index: the ordered list of images that every row number refers to."""
+"""The image index: the ordered list of images that every row number refers to.
+
+What --data takes is listed by folder.py, tars.py, hugging_face.py and webdataset.py; the order, the
+classes' numbers and the matching by key are the same for all of them, and are here.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from teacher_cache.errors import UserError
-
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-)
-"""The file names that count as images; everything else in a class folder is passed over."""
-
-
-class ImagesError(UserError):
-    """A data folder that cannot be used, or that is not the one a cache was made from."""
+from teacher_cache.folder import list_folder
+from teacher_cache.hugging_face import list_dataset
+from teacher_cache.listing import EXTENSIONS, ImageSource, Listing, printable, several
+from teacher_cache.listing import ImagesError as ImagesError
+from teacher_cache.tars import list_tar
+from teacher_cache.webdataset import list_shards
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,11 +31,13 @@ class ImageIndex:
 
     root: Path
     keys: tuple[str, ...]
-    """[N] paths relative to `root`, with `/`, decoded by `os.fsdecode`."""
+    """[N] names: paths below `root`, with `/`, decoded by `os.fsdecode`."""
     labels: np.ndarray
     """[N] int64 class ids."""
     class_ids: Mapping[str, int]
     """From class folder to class id."""
+    source: ImageSource | None = None
+    """Where the bytes are; None: each image is a file, `root / key`."""
 
     def __len__(self) -> int:
         """N, the number of images."""
@@ -55,42 +58,76 @@ class ImageIndex:
         return sha.hexdigest()
 
     def read(self, row: int) -> bytes:
-        """The encoded bytes of one image; OSError where the file cannot be read."""
+        """The encoded bytes of one image; OSError where they cannot be read."""
+        if self.source is not None:
+            return self.source.read(row)
         return (self.root / self.keys[row]).read_bytes()
 
+    def take(self, rows: np.ndarray) -> Self:
+        """Some of the rows [M], in that order."""
+        return replace(
+            self,
+            keys=tuple(self.keys[row] for row in rows.tolist()),
+            labels=self.labels[rows],
+            source=self.source and self.source.take(rows),
+        )
 
-def index_folder(root: Path, *, class_ids: Mapping[str, int] | None = None) -> ImageIndex:
-    """List a folder of class folders, in the byte order of the paths.
+
+def index_images(data: Path | str, *, class_ids: Mapping[str, int] | None = None) -> ImageIndex:
+    """List what --data names, by class and then by key, both in byte order.
 
     Args:
-        root: its sub-folders are the classes; images may lie at any depth below them.
-        class_ids: from class folder to class id; None numbers the folders in byte order from 0.
+        data: a folder of class folders, or of one tar a class; a tar of either, or a folder inside
+            one (`images.tar/train`); `hfds/NAME[:SPLIT]`; `wds/PATH[:SPLIT]`.
+        class_ids: from class folder to class id; None takes the source's own, or else numbers the
+            folders in byte order from 0.
 
     Raises:
-        ImagesError: a missing or empty folder, one without class folders or images, a class folder
-            without images, or one that `class_ids` does not name.
+        ImagesError: what the source cannot be used for, or a class that `class_ids` does not name.
+        OSError: it cannot be read.
     """
-    names = _class_folders(root)
+    listing = list_images(data)
+    used = {listing.classes[number] for number in np.unique(listing.labels).tolist()}
+    names = sorted(used if listing.class_ids else listing.classes, key=os.fsencode)
     if class_ids is None:
-        class_ids = {name: class_id for class_id, name in enumerate(names)}
+        class_ids = listing.class_ids or {name: number for number, name in enumerate(names)}
     if unknown := [name for name in names if name not in class_ids]:
         raise ImagesError(
-            f"{root} has {_several(unknown, 'class folder')} that the class list of "
+            f"{listing.root} has {several(unknown, 'class folder')} that the class list of "
             f"{len(class_ids)} does not name: use the classes of the training set, "
             "or a class map that names every folder"
         )
-    keys: list[str] = []
-    labels: list[int] = []
-    for name in names:
-        found = sorted(_image_keys(root, name), key=os.fsencode)
-        if not found:
-            raise ImagesError(
-                f"class folder {root / name} holds no image "
-                f"(expected {', '.join(sorted(EXTENSIONS))}): fill it or remove it"
-            )
-        keys += found
-        labels += [class_ids[name]] * len(found)
-    return ImageIndex(root, tuple(keys), np.array(labels, np.int64), dict(class_ids))
+    _require_images(listing, used)
+    ids = np.array([class_ids.get(name, -1) for name in listing.classes], np.int64)
+    whole = ImageIndex(
+        listing.root, tuple(listing.keys), ids[listing.labels], dict(class_ids), listing.source
+    )
+    return whole.take(_order(listing))
+
+
+def list_images(data: Path | str) -> Listing:
+    """What --data names, in the source's own order.
+
+    Raises:
+        ImagesError, OSError: as `index_images`.
+    """
+    kind, slash, name = str(data).partition("/")
+    if slash and kind.lower() == "hfds":
+        listing = list_dataset(name)
+    elif slash and kind.lower() == "wds":
+        listing = list_shards(name)
+    else:
+        listing = _list_path(Path(data))
+    if len(set(listing.keys)) < len(listing.keys):
+        seen: set[str] = set()
+        twice = [key for key in listing.keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        raise ImagesError(f"{listing.root} names {several(twice, 'image')} twice: rename them")
+    return listing
+
+
+def index_folder(root: Path, *, class_ids: Mapping[str, int] | None = None) -> ImageIndex:
+    """`index_images` under its old name."""
+    return index_images(root, class_ids=class_ids)
 
 
 def read_class_map(path: Path) -> dict[str, int]:
@@ -116,63 +153,73 @@ def read_class_map(path: Path) -> dict[str, int]:
     return document
 
 
-def rebase(index: ImageIndex, root: Path) -> ImageIndex:
+def rebase(index: ImageIndex, data: Path | str) -> ImageIndex:
     """The same rows over another copy of the data set, matched by key: moved or reordered is fine.
 
     Raises:
-        ImagesError: counting and naming the images that `root` lacks, has beyond the index, or
+        ImagesError: counting and naming the images that `data` lacks, has beyond the index, or
             holds under another class.
+        OSError: it cannot be read.
     """
-    here = index_folder(root, class_ids=_ids_for(index, root))
-    missing = _difference(index.keys, here.keys)
-    extra = _difference(here.keys, index.keys)
+    listing = list_images(data)
+    _require_images(listing, {listing.classes[label] for label in np.unique(listing.labels)})
+    rows = {key: row for row, key in enumerate(listing.keys)}
+    missing = _difference(index.keys, rows)
+    extra = _difference(rows, index.keys)
     if missing or extra:
-        parts = [f"lacks {_several(missing, 'image')}"] if missing else []
-        parts += [f"has {_several(extra, 'image')} beyond it"] if extra else []
+        parts = [f"lacks {several(missing, 'image')}"] if missing else []
+        parts += [f"has {several(extra, 'image')} beyond it"] if extra else []
         raise ImagesError(
-            f"{root} is not the data set of this cache ({len(index)} images): it "
+            f"{listing.root} is not the data set of this cache ({len(index)} images): it "
             + " and ".join(parts)
             + ": point --data at the data set that the cache was filled from, or fill a new cache"
         )
-    return ImageIndex(root, index.keys, index.labels, index.class_ids)
+    here = np.array([rows[key] for key in index.keys], np.int64)
+    _require_same_labels(index, listing, here)
+    source = listing.source and listing.source.take(here)
+    return replace(index, root=listing.root, source=source)
 
 
-def _ids_for(index: ImageIndex, root: Path) -> Mapping[str, int]:
-    """The index's class ids; folders of `root` that it does not know surface as extra images."""
-    unknown = [name for name in _class_folders(root) if name not in index.class_ids]
-    return {**index.class_ids, **{name: index.class_count for name in unknown}}
+def _require_same_labels(index: ImageIndex, listing: Listing, here: np.ndarray) -> None:
+    own = listing.class_ids or {}
+    ids = [index.class_ids.get(name, own.get(name, -1)) for name in listing.classes]
+    differing = np.array(ids, np.int64)[listing.labels[here]] != index.labels
+    if differing.any():
+        wrong = [index.keys[row] for row in np.flatnonzero(differing).tolist()]
+        raise ImagesError(
+            f"{listing.root} holds {several(wrong, 'image')} under another class than the cache: "
+            "point --data at the data set that the cache was filled from, or fill a new cache"
+        )
+
+
+def _list_path(path: Path) -> Listing:
+    """A folder, a tar, or a folder inside a tar."""
+    for tar in (path, *path.parents):
+        if tar.is_file():
+            return list_tar(tar, path.relative_to(tar).as_posix() if tar != path else "")
+    return list_folder(path)
+
+
+def _require_images(listing: Listing, used: Collection[str]) -> None:
+    empty = [name for name in listing.classes if name not in used]
+    if empty and listing.class_ids is None:
+        raise ImagesError(
+            f"class folder {printable(str(listing.root / empty[0]))} holds no image "
+            f"(expected {', '.join(sorted(EXTENSIONS))}): fill it or remove it"
+        )
+
+
+def _order(listing: Listing) -> np.ndarray:
+    """int64 [N] the listing's rows by class and key, in byte order."""
+    classes = [os.fsencode(name) for name in listing.classes]
+    rank = {name: place for place, name in enumerate(sorted(classes))}
+    ranks = [rank[name] for name in classes]
+    order = [
+        (ranks[label], os.fsencode(key), row)
+        for row, (label, key) in enumerate(zip(listing.labels.tolist(), listing.keys, strict=True))
+    ]
+    return np.array([row for _, _, row in sorted(order)], np.int64)
 
 
 def _difference(keys: Iterable[str], others: Iterable[str]) -> list[str]:
     return sorted(set(keys).difference(others), key=os.fsencode)
-
-
-def _class_folders(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise ImagesError(f"{root}: no such folder; expected a folder of class folders of images")
-    with os.scandir(root) as entries:
-        folders = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-    if not folders:
-        raise ImagesError(f"{root} holds no class folders; expected {root}/<class>/<image>.jpg")
-    return sorted(folders, key=os.fsencode)
-
-
-def _image_keys(root: Path, name: str) -> Iterable[str]:
-    seen = set()
-    for folder, below, files in os.walk(root / name, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back
-            below.clear()
-            continue
-        seen.add(real)
-        prefix = Path(folder).relative_to(root).as_posix()
-        for file in files:
-            if not file.startswith(".") and PurePath(file).suffix.lower() in EXTENSIONS:
-                yield f"{prefix}/{file}"
-
-
-def _several(names: list[str], noun: str) -> str:
-    """Count and name: `3 images (a/1.png, a/2.png, ...)`."""
-    shown = ", ".join(name.encode("utf-8", "backslashreplace").decode() for name in names[:3])
-    more = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} {noun}{'s' if len(names) != 1 else ''} ({shown}{more})"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from teacher_cache.arrays import ROWS_PER_CHECK
+from teacher_cache.errors import UserError
 from teacher_cache.images import ImageIndex
 from teacher_cache.render import UnreadableImage, decode_image, pixel_crc, render, render_center
 from teacher_cache.views import View, ViewPolicy, sample_view
@@ -108,7 +109,7 @@ def rendered(
     renderer: Renderer, requests: Iterable[Request], *, workers: int
 ) -> Iterator[Rendered]:
     """Render requests in order, ahead of the reader, in `workers` processes (0: in this one)."""
-    loader: DataLoader[Rendered] = DataLoader(
+    loader: DataLoader[Rendered | UserError] = DataLoader(
         _Requests(renderer),
         batch_size=None,
         sampler=requests,
@@ -116,17 +117,27 @@ def rendered(
         prefetch_factor=2 if workers else None,
         worker_init_fn=_leave_interrupts_to_the_parent,
     )
-    return iter(loader)
+    return _raising(iter(loader))
 
 
-class _Requests(Dataset[Rendered]):
+def _raising(stream: Iterator[Rendered | UserError]) -> Iterator[Rendered]:
+    for item in stream:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+class _Requests(Dataset[Rendered | UserError]):
     """The adapter that DataLoader wants: its sampler yields requests, this renders one."""
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
 
-    def __getitem__(self, request: Request) -> Rendered:
-        return self.renderer(request)
+    def __getitem__(self, request: Request) -> Rendered | UserError:
+        try:
+            return self.renderer(request)
+        except UserError as error:
+            return error  # raised, DataLoader would put a traceback into its message
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:

@@ -4,7 +4,6 @@ B rows of a batch, V views, N rows.
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +32,7 @@ def plan(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> dict[str, 
     rows = np.linspace(0, len(index) - 1, count).astype(np.int64)
     _teacher_seconds(teacher, recipe, batches=1)  # warm up
     teacher_s = _teacher_seconds(teacher, recipe, batches=SAMPLE_BATCHES) / SAMPLE_BATCHES / batch
-    bytes_a_record, fill_s = _sample(recipe, _part(index, rows), teacher)
+    bytes_a_record, fill_s = _sample(recipe, index.take(rows), teacher)
     return {
         "images": len(index),
         "views": recipe.views.count,
@@ -60,11 +59,6 @@ def slab_bytes(recipe: CacheRecipe, rows: int) -> int:
     While the next one is read, its compressed bytes are there, too.
     """
     return rows * (4 * recipe.topk.k + 2 * len(recipe.topk.temperatures)) + rows // 8
-
-
-def _part(index: ImageIndex, rows: np.ndarray) -> ImageIndex:
-    keys = tuple(index.keys[row] for row in rows.tolist())
-    return replace(index, keys=keys, labels=index.labels[rows])
 
 
 def _teacher_seconds(teacher: Teacher, recipe: CacheRecipe, *, batches: int) -> float:
