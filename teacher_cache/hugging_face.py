@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from teacher_cache.listing import ImagesError, Listing, choose_split, several, split_of
+from teacher_cache.listing import ImagesError, Listing, choose_split, split_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,11 +73,11 @@ def _open(name: str, split: str | None) -> Any:
         return datasets.load_dataset(name, split=split)
     except ImagesError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of the library, the network, the format, of many types
         raise ImagesError(
             f"hfds/{name} cannot be opened ({' '.join(str(error).split())}): expected a data set's "
             "name on the hub, a folder of its files, or one written by save_to_disk"
-        ) from None
+        ) from error
 
 
 def _columns(dataset: Any, name: str) -> tuple[str, str]:
@@ -90,8 +90,8 @@ def _columns(dataset: Any, name: str) -> tuple[str, str]:
     if not labels:
         labels = [key for key in ("label", "cls", "class") if key in features]
     return (
-        _one(images, "image", f"hfds/{name}", "column of images"),
-        _one(labels, "label", f"hfds/{name}", "column of labels"),
+        _one(images, "image", f"hfds/{name}", "images"),
+        _one(labels, "label", f"hfds/{name}", "labels"),
     )
 
 
@@ -101,9 +101,10 @@ def _one(columns: list[str], usual: str, data: str, what: str) -> str:
     if len(columns) == 1:
         return columns[0]
     if not columns:
-        raise ImagesError(f"{data} has no {what}: nothing to train on")
+        raise ImagesError(f"{data} has no column of {what}: nothing to train on")
     raise ImagesError(
-        f"{data} has {several(columns, what)}; which is meant? Rename that column '{usual}'"
+        f"{data} has {len(columns)} columns of {what} ({', '.join(columns)}): save it with one of "
+        f"them, or with one called {usual!r}"
     )
 
 

@@ -111,13 +111,10 @@ def list_images(data: Path | str) -> Listing:
     Raises:
         ImagesError, OSError: as `index_images`.
     """
-    kind, slash, name = str(data).partition("/")
-    if slash and kind.lower() == "hfds":
-        listing = list_dataset(name)
-    elif slash and kind.lower() == "wds":
-        listing = list_shards(name)
-    else:
-        listing = _list_path(Path(data))
+    kind, _, name = str(data).partition("/")  # as timm names its readers
+    readers = {"hfds": list_dataset, "wds": list_shards}
+    reader = readers.get(kind.lower())
+    listing = reader(name) if reader and name else _list_path(Path(data))
     if len(set(listing.keys)) < len(listing.keys):
         seen: set[str] = set()
         twice = [key for key in listing.keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from teacher_cache.archive import Archive, Contents, Extent, archived, read_contents
+from teacher_cache.archive import Archive, Extent, archived
 from teacher_cache.listing import (
     ImagesError,
     Listing,
@@ -17,6 +17,7 @@ from teacher_cache.listing import (
     printable,
     several,
 )
+from teacher_cache.tar_headers import Contents, read_contents
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 """Folders around class folders, by the names that data sets give them."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from teacher_cache.archive import Archive, Extent, archived, read_contents
+from teacher_cache.archive import Archive, Extent, archived
 from teacher_cache.listing import (
     EXTENSIONS,
     ImagesError,
@@ -24,6 +24,7 @@ from teacher_cache.listing import (
     several,
     split_of,
 )
+from teacher_cache.tar_headers import read_contents
 
 INFO_FILES = ("_info.json", "info.json")
 """timm's: splits by name, each with its shards' names and how many samples they hold."""

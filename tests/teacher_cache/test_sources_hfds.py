@@ -121,7 +121,7 @@ def test_columns_are_found_by_what_they_hold(tmp_path):
     two = dataset(image="photo").add_column("coarse", [0] * 6, feature=datasets.ClassLabel(2))
     two = two.rename_column("label", "fine")
     two.save_to_disk(tmp_path / "two")
-    with pytest.raises(ImagesError, match=r"2 column of labelss? \(fine, coarse\); which is meant"):
+    with pytest.raises(ImagesError, match=r"2 columns of labels \(fine, coarse\): save it"):
         index_images(f"hfds/{tmp_path / 'two'}")
 
 
@@ -147,8 +147,15 @@ def test_sets_without_images_or_labels_or_anything_are_refused(tmp_path):
     dataset().remove_columns("image").save_to_disk(tmp_path / "blind")
     with pytest.raises(ImagesError, match="has no column of images"):
         index_images(f"hfds/{tmp_path / 'blind'}")
-    with pytest.raises(ImagesError, match=r"cannot be opened .*: expected a data set's name on"):
-        index_images(f"hfds/{tmp_path / 'nothing'}")
+    dataset().save_to_disk(tmp_path / "cut")
+    next((tmp_path / "cut").glob("*.arrow")).write_bytes(b"ARROW1")
+    for name in (tmp_path / "nothing", tmp_path / "cut", "/"):
+        with pytest.raises(
+            ImagesError, match=r"cannot be opened .*: expected a data set's name on"
+        ):
+            index_images(f"hfds/{name}")
+    with pytest.raises(ImagesError, match="hfds: no such folder; .* hfds/NAME or wds/PATH"):
+        index_images("hfds/")
 
 
 def test_an_image_that_is_gone_or_was_never_there_is_unreadable(tmp_path):
