@@ -3,8 +3,8 @@
 import time
 from threading import Event
 
-from teacher_cache.arrays import Memory, private_memory
 from teacher_cache.errors import MissingRecords
+from teacher_cache.layout import Memory, private_memory
 from teacher_cache.ledger import committed_blocks
 from teacher_cache.store import Cache, Slab, missing_blocks, open_cache, read_slab
 

@@ -19,8 +19,8 @@ from typing import Any, Self
 import numpy as np
 
 from teacher_cache import errors
-from teacher_cache.arrays import Memory, private_memory
 from teacher_cache.errors import CacheError
+from teacher_cache.layout import Memory, private_memory
 from teacher_cache.store import Cache, Slab, read_slab, slab_of
 
 Load = Callable[[Cache, int, Memory], Slab]

@@ -13,22 +13,25 @@ import numpy as np
 import zarr
 
 from teacher_cache.arrays import (
-    RECORD_ARRAYS,
-    ROWS_PER_CHECK,
-    Layout,
-    Memory,
     create_arrays,
     decode_shard,
     encode_shard,
     open_array,
-    private_memory,
     quiet_zarr,
     read_index,
     shard_key,
 )
 from teacher_cache.durable import sync_folder, sync_tree
+from teacher_cache.encodings import stored_logp
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords
 from teacher_cache.images import ImageIndex
+from teacher_cache.layout import (
+    RECORD_ARRAYS,
+    ROWS_PER_CHECK,
+    Layout,
+    Memory,
+    private_memory,
+)
 from teacher_cache.ledger import (
     BlockId,
     LedgerEntry,
@@ -68,13 +71,14 @@ class Cache:
 
     def layout(self) -> Layout:
         """The shape of one view's arrays."""
-        topk = self.manifest.parsed_recipe().topk
+        recipe = self.manifest.parsed_recipe()
         return Layout(
             rows=len(self.index),
             rows_per_shard=self.rows_per_shard,
-            k=topk.k,
-            temperatures=len(topk.temperatures),
+            k=recipe.topk.k,
+            temperatures=len(recipe.topk.temperatures),
             class_count=self.manifest.class_count,
+            encoding=recipe.storage.encoding,
         )
 
 
@@ -204,7 +208,8 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None
         raise ValueError(f"got {len(block.topk.ids_BK)} records, expected {len(rows)}")
     if is_committed(cache.root, block.id):
         return
-    values = (block.topk.ids_BK, block.topk.logp_BK, block.topk.tail_BT, block.check)
+    logp = stored_logp(block.topk.logp_BK, cache.layout().encoding)
+    values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check)
     staged: dict[str, tuple[bytes, Held]] = {}
     try:
         for name, value in zip(RECORD_ARRAYS, values, strict=True):
