@@ -15,8 +15,8 @@ import numpy as np
 
 from teacher_cache.errors import CacheError
 
-SCALE = 352
-"""Codes to the square root of a nat: 10 bits reach down to -8.4, 16 to -34,660, where they stop."""
+SCALE = 320
+"""Codes to the square root of a nat: 10 bits reach -10.2, 16 bits -41,940, where they stop."""
 NO_CODE = 65535
 """The code of a record that is not there: NaN."""
 _LOWEST = NO_CODE - 1

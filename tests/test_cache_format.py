@@ -83,8 +83,8 @@ def test_a_compact_cache_holds_the_codes_that_the_document_states(encoded):
     cache, exact = encoded(Encoding.COMPACT), encoded(Encoding.DEFAULT)
     stated = json.loads((cache.root / "logp" / "zarr.json").read_text())
     assert (stated["data_type"], stated["fill_value"]) == ("uint16", 65535)
-    assert stated["attributes"]["sqrt_scale"] == 352
+    assert stated["attributes"]["sqrt_scale"] == 320
     (chunk,) = chunks(cache.root / "logp" / "c" / "2" / "0" / "0", 1)
     codes = np.array(standalone.simple_decompress(chunk)).reshape(32, 2)
-    expected = np.rint(352 * np.sqrt(-read_slab(exact, 2).logp_NK[:32].astype("f8")))
+    expected = np.rint(320 * np.sqrt(-read_slab(exact, 2).logp_NK[:32].astype("f8")))
     np.testing.assert_array_equal(codes, expected)

@@ -50,11 +50,11 @@ def test_every_log_probability_is_restored_within_half_a_step_of_its_root():
     logp = halves[np.isfinite(halves) & (halves <= 0)]
     restored = restored_logp(stored_logp(logp, Encoding.COMPACT))
     assert restored.dtype == np.float16
-    fine = logp >= -34_656  # where 16 bits end
+    fine = logp >= -41_952  # where 16 bits end
     root, found = (np.sqrt(-values.astype("f8")) for values in (logp, restored))
     rounding = 2.0**-11 * found  # float16 has 11 bits
-    assert (np.abs(found - root)[fine] <= 0.5 / 352 + rounding[fine]).all()
-    assert (restored[~fine] == -34_656).all()
+    assert (np.abs(found - root)[fine] <= 0.5 / 320 + rounding[fine]).all()
+    assert (restored[~fine] == -41_952).all()
     assert np.isnan(restored_logp(stored_logp(np.array([np.nan], "f2"), Encoding.COMPACT))).all()
 
 
@@ -81,7 +81,7 @@ def test_compact_costs_no_more_than_stated(classes, spread):
         terms_BL = live_BL.exp() * (live_BL - torch.log_softmax(shown_BL, 1))  # as the loss does
         cost[encoding] = float(torch.where(live_BL.isneginf(), 0.0, terms_BL).sum(1).mean())
     assert cost[Encoding.DEFAULT] == cost[Encoding.PORTABLE] < 2e-7
-    assert cost[Encoding.COMPACT] < kl_cost(Encoding.COMPACT, 10) + 2e-7 < 3.4e-6
+    assert cost[Encoding.COMPACT] < kl_cost(Encoding.COMPACT, 10) + 2e-7 < 4e-6
 
 
 def test_portable_holds_the_same_records_bit_for_bit_and_compact_all_but_logp(encoded):
