@@ -17,9 +17,9 @@ from student.follow import POLL_S, await_slab
 from student.loss import SparseTarget
 from student.order import epoch_order
 from student.recipe import StudentRecipe
+from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImagesError
-from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Rendered, Request, rendered
 from teacher_cache.store import Cache, Slab, read_slab
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.encodings import kl_cost
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
-from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Request, ViewRenderer
 from teacher_cache.store import Cache, checked_row, complete_views, read_slab
 from teacher_cache.teacher import Teacher

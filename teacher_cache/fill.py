@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex, ImagesError
-from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Rendered, Request, ViewRenderer, rendered
 from teacher_cache.manifest import Manifest

@@ -14,8 +14,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.images import ImageIndex
-from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.render import UnreadableImage, decode_image, pixel_crc, render, render_center
 from teacher_cache.views import View, ViewPolicy, sample_view
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImageIndex
-from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Request, ViewRenderer
 from teacher_cache.store import Cache, checked_row, complete_views, read_slab
 
