@@ -1,86 +1,42 @@
 """The cache against the usual formats, on one core, in one run: bytes, records a second, ratios.
 
-    python -m benchmarks.cache [ROWS] [CACHE]        (about 2 minutes at the default 320,000 rows)
+    python -m benchmarks.cache [ROWS] [CACHE...]        (3 minutes at the default 320,000 rows)
 
 Simulated records have the shape of a good ImageNet teacher's (1,000 classes, a peaked softmax over
-a Gaussian's tail); CACHE adds the bytes of a real one.
+a Gaussian's tail); CACHE adds the bytes of real ones (`benchmarks.fine_teacher` makes some).
 """
 
 import os
 import sys
 import tarfile
 import time
+import warnings
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import zarr
 
+from benchmarks import sizes
 from benchmarks.machine import describe
+from benchmarks.records import cache_of, fill, simulated
 from student.batches import targets_of
-from teacher_cache.images import ImageIndex, index_images
-from teacher_cache.manifest import Manifest
-from teacher_cache.recipe import CacheRecipe, parse_recipe
-from teacher_cache.store import (
-    Block,
-    Cache,
-    create_cache,
-    missing_blocks,
-    open_cache,
-    read_slab,
-    write_block,
-)
-from teacher_cache.topk import TopK, top_k
+from teacher_cache.encodings import Encoding
+from teacher_cache.images import index_images
+from teacher_cache.layout import RECORD_ARRAYS
+from teacher_cache.recipe import TeacherSection
+from teacher_cache.store import Cache, Slab, read_slab
+from teacher_cache.teacher import load_teacher
+from teacher_cache.topk import TopK
 from teacher_cache.verify import verify
 
-CLASSES = 1_000
 BATCH = 2_048
-
-
-def simulated_logits(rows: int, seed: int) -> torch.Tensor:
-    """A label's logit 5 to 12 above a Gaussian's, two dozen related classes between."""
-    g = torch.Generator().manual_seed(seed)
-    logits = torch.randn((rows, CLASSES), generator=g)
-    label = torch.randint(CLASSES, (rows, 1), generator=g)
-    related = (label + torch.randint(1, 40, (rows, 24), generator=g)) % CLASSES
-    logits.scatter_add_(1, related, 3 * torch.rand((rows, 24), generator=g))
-    logits.scatter_add_(1, label, 5 + 7 * torch.rand((rows, 1), generator=g))
-    return logits
-
-
-def new_cache(root: Path, rows: int, k: int) -> Cache:
-    document = {
-        "teacher": {"model": "beitv2_base_patch16_224"},
-        "views": {"count": 1},
-        "topk": {"k": k, "temperatures": [1.0]},
-    }
-    recipe = parse_recipe(document, CacheRecipe, source="benchmark")
-    keys = tuple(f"n{row % CLASSES:08}/n{row % CLASSES:08}_{row}.JPEG" for row in range(rows))
-    index = ImageIndex(
-        root, keys, np.arange(rows) % CLASSES, {f"n{c:08}": c for c in range(CLASSES)}
-    )
-    manifest = Manifest(
-        recipe.model_dump(mode="json"), recipe.digest(), index.digest(), "0" * 64, CLASSES,
-        "pillow-1", {}, {},
-    )  # fmt: skip
-    return create_cache(root, manifest, index)
-
-
-def blocks(cache: Cache, k: int) -> list[Block]:
-    result = []
-    for block in missing_blocks(cache):
-        rows = len(cache.rows(block.shard))
-        parts = [
-            top_k(simulated_logits(min(4096, rows - at), 1000 * block.shard + at), k=k,
-                  temperatures=(1.0,))
-            for at in range(0, rows, 4096)
-        ]  # fmt: skip
-        topk = TopK(*(np.concatenate([getattr(p, n) for p in parts])
-                      for n in ("ids_BK", "logp_BK", "tail_BT")))  # fmt: skip
-        checks = np.arange(-(-rows // 32), dtype=np.uint32) * np.uint32(2_654_435_761)
-        result.append(Block(block, topk, checks))
-    return result
+GPU_RATE = 5_000
+ZARRS = "zarrs.ZarrsCodecPipeline"
 
 
 def best_of(runs: int, action: Callable[[], object]) -> float:
@@ -92,61 +48,62 @@ def best_of(runs: int, action: Callable[[], object]) -> float:
     return min(times)
 
 
-def sizes(root: Path) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for path in root.rglob("*"):
-        if path.is_file():
-            part = path.relative_to(root).parts[0]
-            found[part] = found.get(part, 0) + path.stat().st_size
-    return found
-
-
-def report_sizes(root: Path, name: str) -> None:
-    cache, found = open_cache(root), sizes(root)
-    records = (len(cache.blocks()) and len(cache.index)) * cache.view_count
-    payload = sum(found[part] for part in ("ids", "logp"))
-    index = sum(found[part] for part in ("keys", "labels", "classes", "class_ids"))
-    of_views = sum(found.values()) - index
-    print(
-        f"{name}: {payload / records:.2f} bytes a record of ids + logp, "
-        f"{of_views / records:.2f} with tail, check, ledger and metadata; "
-        f"the index adds {index / len(cache.index):.1f} an image, once"
+def teacher_seconds() -> float:
+    """BEiTv2-B's forward on this core, for one image of eight."""
+    section = TeacherSection(model="beitv2_base_patch16_224", pretrained=False)
+    teacher = load_teacher(
+        section, class_count=1_000, has_class_map=False, size=224, device=torch.device("cpu")
     )
+    pixels_BHWC = torch.zeros((8, 224, 224, 3), dtype=torch.uint8)
+    return best_of(2, lambda: teacher.logits(pixels_BHWC)) / len(pixels_BHWC)
 
 
-def measure(folder: Path, rows: int, k: int) -> None:
-    cache = new_cache(folder / f"k{k}", rows, k)
-    made = blocks(cache, k)
-    started = time.perf_counter()
-    for block in made:
-        write_block(cache, block, {})
-    write_s = time.perf_counter() - started
-    print(f"\nk = {k}, {rows:,} rows")
-    report_sizes(cache.root, f"simulated, k = {k}")
-    load_s = best_of(3, lambda: read_slab(cache, 0))
+def measure(folder: Path, topk: TopK, encoding: Encoding, teacher_s: float) -> None:
+    rows, k = topk.ids_BK.shape
+    print(f"\nk = {k}, {rows:,} rows, {encoding.value}")
+    cache = cache_of(folder / f"{encoding.value}-{k}", topk, encoding)
+    write_s = best_of(1, lambda: fill(cache, topk)) / rows
     print(
-        f"encode + commit {rows / write_s:,.0f} records/s; slab load {rows / load_s:,.0f} records/s"
+        f"encode + commit: {1 / write_s:,.0f} records/s, {100 * write_s / teacher_s:.4f}% of "
+        f"BEiTv2-B's forward on this core ({1000 * teacher_s:.0f} ms an image), "
+        f"{100 * GPU_RATE * write_s:.2f}% of a core at a GPU's {GPU_RATE:,} images/s"
     )
-    gpu, cpu = 100 * 5_000 * write_s / rows, 100 * write_s / rows / (12.2 / 32)
-    print(f"the commit costs {gpu:.2f}% of a core at a GPU's 5,000 images/s")
-    print(f"and {cpu:.4f}% of BEiTv2-B's forward on a CPU core (12.2 s for 32 images)")
+    load_s = slab_load(cache)
     slab = read_slab(cache, 0)
     random = np.random.default_rng(0)
     picks = [random.permutation(rows)[:BATCH] for _ in range(50)]
-
     batch_s = best_of(3, lambda: [targets_of(slab, pick, 0) for pick in picks]) / len(picks)
-    rate = BATCH / batch_s
-    print(f"targets of a batch of {BATCH:,}: {1e3 * batch_s:.3f} ms ({rate:,.0f} records/s)")
-    epoch_s = load_s / rows + batch_s / BATCH
-    print(f"an epoch in shuffled order, load and targets: {1 / epoch_s:,.0f} records/s")
-    if k == 10:
-        against_peers(folder, slab, 1 / epoch_s)
-    found_s = best_of(3, lambda: verify(cache))
-    size = verify(cache).bytes
+    print(f"targets of a batch of {BATCH:,}: {1e3 * batch_s:.3f} ms")
+    ours = 1 / (load_s / rows + batch_s / BATCH)
+    print(f"an epoch in shuffled order, load and targets: {ours:,.0f} records/s")
+    if k == 10 and encoding is Encoding.DEFAULT:
+        against_peers(folder, slab, ours)
+    found_s, size = best_of(3, lambda: verify(cache)), verify(cache).bytes
     print(f"verify-cache: {size / found_s / 1e6:,.0f} MB/s of {size / 1e6:.1f} MB")
 
 
-def against_peers(folder: Path, slab, ours: float) -> None:
+def slab_load(cache: Cache) -> float:
+    """Seconds of ours, beside zarr-python's with its own codecs and with zarrs'."""
+    contestants: dict[str, Callable[[], object]] = {"ours": lambda: read_slab(cache, 0)}
+    pipelines = {"zarr-python": zarr.config.get("codec_pipeline.path")}
+    if find_spec("zarrs"):
+        pipelines["zarr-python with zarrs"] = ZARRS
+    for name, pipeline in pipelines.items():
+        setting = {"codec_pipeline.path": pipeline, "codec_pipeline.strict": True}
+        with warnings.catch_warnings(), zarr.config.set(setting):
+            warnings.simplefilter("ignore")
+            arrays = [zarr.open_array(cache.root / name, mode="r") for name in RECORD_ARRAYS]
+        # a range of views: for a single one zarrs falls back, which strict refuses
+        contestants[name] = lambda arrays=arrays: [array[0:1] for array in arrays]
+    seconds = dict.fromkeys(contestants, float("inf"))
+    for _ in range(7):  # taking turns, so that a busy moment hits all of them
+        seconds = {name: min(s, best_of(1, contestants[name])) for name, s in seconds.items()}
+    rates = [f"{name} {len(cache.index) / s / 1e6:.1f}M" for name, s in seconds.items()]
+    print(f"slab load, records/s: {', '.join(rates)} (ours compares the ledger's CRC-32C, too)")
+    return seconds["ours"]
+
+
+def against_peers(folder: Path, slab: Slab, ours: float) -> None:
     """The usual formats: fixed records with keys, a seek each; a torch.save file an image."""
     count = min(20_000, len(slab.ids_NK))
     path = folder / "records.bin"
@@ -203,17 +160,32 @@ def measure_index(folder: Path, count: int = 100_000) -> None:
         print(f"index of {count:,} {name}: {seconds:.2f} s, {of_cpu:.2f} s of them on the CPU")
 
 
+def codecs() -> str:
+    """Versions of the libraries that encode."""
+    found = []
+    for name in ("numcodecs", "pcodec", "zarrs", "numpy"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    return ", ".join(found)
+
+
 def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 320_000
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, zarrs' threads included
     print(describe())
+    print(codecs())
+    teacher_s = teacher_seconds()
     with TemporaryDirectory(prefix="retort-cache-") as name:
         for k in (10, 20, 50):
-            measure(Path(name), rows, k)
+            topk = simulated(rows, k)
+            for encoding in Encoding if k == 10 else (Encoding.DEFAULT,):
+                measure(Path(name), topk, encoding, teacher_s)
         measure_index(Path(name))
-    for path in map(Path, sys.argv[2:]):
-        teacher = open_cache(path).manifest.recipe["teacher"]["model"]
-        report_sizes(path, f"real, {teacher}")
+    print()
+    sizes.main(min(rows, 98_304), [Path(path) for path in sys.argv[2:]])
 
 
 if __name__ == "__main__":

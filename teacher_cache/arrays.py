@@ -7,9 +7,8 @@ import json
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -18,17 +17,25 @@ import numpy as np
 import zarr
 from zarr.buffer.cpu import Buffer
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.storage import MemoryStore
 
-from teacher_cache.errors import CacheError
+from teacher_cache.encodings import (
+    NO_CODE,
+    SCALE,
+    Encoding,
+    compressors,
+    decode_chunk,
+    serializer,
+)
 from teacher_cache.images import ImageIndex
+from teacher_cache.layout import RECORD_ARRAYS as RECORD_ARRAYS
+from teacher_cache.layout import ROWS_PER_CHECK as ROWS_PER_CHECK
+from teacher_cache.layout import Layout
 from teacher_cache.ledger import BlockId, crc32c_of
 from teacher_cache.manifest import Manifest
 
-RECORD_ARRAYS = ("ids", "logp", "tail", "check")
 INDEX_ARRAYS = ("keys", "labels", "classes", "class_ids")
-ROWS_PER_CHECK = 32
-"""Row 32 j + (v mod 32) of view v is checked: 32 views check every image."""
 
 
 def shard_key(name: str, block: BlockId) -> str:
@@ -48,27 +55,29 @@ def encode_shard(root: Path, block: BlockId, rows: range, name: str, value: np.n
     return bytes(files[shard_key(name, block).removeprefix(f"{name}/")].to_bytes())
 
 
-def decode_array(name: str, shards: Sequence[bytes], layout: "Layout") -> np.ndarray:
-    """All rows of one array of one view, out of its shards' bytes, in order.
+def decode_shard(name: str, shard: int, data: bytes, layout: Layout, rows: np.ndarray) -> None:
+    """Decode one array's shard of a block into its rows of a view's array.
 
     Zarr's arithmetic by hand: of bytes whose checksums were just compared it need not be asked how
     they are laid out, and 300 chunks cost it more than decoding them does.
 
+    Args:
+        name: which array.
+        shard: the block's shard.
+        data: the shard's bytes.
+        layout: the shape of the view's arrays.
+        rows: [rows, padded to whole chunks; width] of all shards, to be written into.
+
     Raises:
-        ValueError: bytes that are no such shards.
+        ValueError: bytes that are no such shard.
     """
     entries = ROWS_PER_CHECK if name == "check" else 1
-    rows, shard_rows = -(-layout.rows // entries), layout.rows_per_shard // entries
-    chunk_rows = min(4096, layout.rows_per_shard) // entries
-    width, dtype = layout.width_and_type(name)
-    values = np.empty((-(-rows // chunk_rows) * chunk_rows, width), dtype)
-    for shard, data in enumerate(shards):
-        for chunk, (offset, length) in enumerate(chunk_index(data, shard_rows // chunk_rows)):
-            start = shard * shard_rows + chunk * chunk_rows
-            if start < rows:
-                out = values[start : start + chunk_rows].reshape(-1)
-                _decode_chunk(name, data[offset : offset + length - 4], out)
-    return values[:rows, 0] if name == "check" else values[:rows]
+    chunk_rows, shard_rows = layout.chunk_rows // entries, layout.rows_per_shard // entries
+    for chunk, (offset, length) in enumerate(chunk_index(data, shard_rows // chunk_rows)):
+        start = shard * shard_rows + chunk * chunk_rows
+        if start < len(rows):
+            out = rows[start : start + chunk_rows].reshape(-1)
+            decode_chunk(name, data[offset : offset + length - 4], out, layout.encoding)
 
 
 def chunk_index(data: bytes, count: int) -> list[tuple[int, int]]:
@@ -82,44 +91,6 @@ def chunk_index(data: bytes, count: int) -> list[tuple[int, int]]:
     if start < 0 or crc32c_of(index) != int.from_bytes(data[-4:], "little"):
         raise ValueError("its index of chunks is damaged")
     return list(struct.iter_unpack("<QQ", index))
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The shape of one view's arrays, as the manifest tells it."""
-
-    rows: int
-    rows_per_shard: int
-    k: int
-    temperatures: int
-    class_count: int
-
-    def width_and_type(self, name: str) -> tuple[int, np.dtype[Any]]:
-        """Columns and dtype of an array."""
-        ids_type = "<u2" if self.class_count <= 65_535 else "<u4"
-        width, dtype = {
-            "ids": (self.k, ids_type),
-            "logp": (self.k, "<f2"),
-            "tail": (self.temperatures, "<f2"),
-            "check": (1, "<u4"),
-        }[name]
-        return width, np.dtype(dtype)
-
-
-def _decode_chunk(name: str, data: bytes, out: np.ndarray) -> None:
-    if name == "check":
-        out[:] = np.frombuffer(data, "<u4")
-        return
-    try:
-        from pcodec import standalone
-
-        progress = standalone.simple_decompress_into(data, out)
-    except ImportError as error:
-        raise _not_installed(error) from None
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(str(error)) from None
-    if progress.n_processed != len(out):
-        raise ValueError(f"a chunk of {name} holds {progress.n_processed} values, not {len(out)}")
 
 
 def _buffer(path: Path) -> Buffer:
@@ -141,7 +112,10 @@ def _create_records(group: zarr.Group, manifest: Manifest, rows: int) -> None:
     checks = -(-rows // ROWS_PER_CHECK)
     ids_type = "uint16" if manifest.class_count <= 65_535 else "uint32"
 
-    def records(name: str, width: int, dtype: str, fill: float, serializer: Any) -> None:
+    encoding = recipe.storage.encoding
+    values_to_bytes, bytes_to_bytes = serializer(encoding), compressors(encoding)
+
+    def records(name: str, width: int, dtype: str, fill: float, **more: Any) -> None:
         group.create_array(
             name,
             shape=(views, rows, width),
@@ -149,14 +123,18 @@ def _create_records(group: zarr.Group, manifest: Manifest, rows: int) -> None:
             chunks=(1, chunk, width),
             dtype=dtype,
             fill_value=fill,
-            serializer=serializer,
-            compressors=[Crc32cCodec()],
+            serializer=values_to_bytes,
+            compressors=bytes_to_bytes,
+            **more,
         )
 
-    pcodec = _pcodec()
-    records("ids", k, ids_type, np.iinfo(ids_type).max, pcodec)
-    records("logp", k, "float16", float("nan"), pcodec)
-    records("tail", len(recipe.topk.temperatures), "float16", float("nan"), pcodec)
+    records("ids", k, ids_type, np.iinfo(ids_type).max)
+    if encoding is Encoding.COMPACT:
+        formula = {"sqrt_scale": SCALE, "logp": "-(code / sqrt_scale) ** 2"}
+        records("logp", k, "uint16", NO_CODE, attributes=formula)
+    else:
+        records("logp", k, "float16", float("nan"))
+    records("tail", len(recipe.topk.temperatures), "float16", float("nan"))
     group.create_array(
         "check",
         shape=(views, checks),
@@ -219,27 +197,21 @@ def open_array(store: Path | MemoryStore, name: str = "", mode: Any = "r") -> An
     return array.with_config({"write_empty_chunks": True})
 
 
-def _pcodec() -> Any:
-    try:
-        from zarr.codecs.numcodecs import PCodec
-
-        return PCodec()
-    except ImportError as error:
-        raise _not_installed(error) from None
-
-
-def _not_installed(error: ImportError) -> CacheError:
-    return CacheError(
-        f"the cache's codec is not installed ({error}): pip install 'numcodecs[pcodec]'"
-    )
-
-
-_FILTERS = RLock()  # the warnings module's filters are the whole process's
+_SETTINGS = RLock()  # the warnings module's filters and zarr's settings are the whole process's
+_PIPELINE = f"{BatchedCodecPipeline.__module__}.{BatchedCodecPipeline.__qualname__}"
 
 
 @contextmanager
 def quiet_zarr() -> Iterator[None]:
-    """Silence the one warning that says what docs/cache-format.md says: pcodec is an extension."""
-    with _FILTERS, warnings.catch_warnings():
+    """Zarr with its own codecs, and without the warning that pcodec is an extension.
+
+    Another codec pipeline (zarrs, by environment variable or configuration) decodes the same
+    records, but writes other bytes, in an order that depends on its threads.
+    """
+    with (
+        _SETTINGS,
+        warnings.catch_warnings(),
+        zarr.config.set({"codec_pipeline.path": _PIPELINE}),
+    ):
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
         yield

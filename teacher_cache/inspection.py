@@ -42,6 +42,7 @@ def inspect(cache: Cache) -> dict[str, Any]:
         "size": recipe.views.size,
         "k": recipe.topk.k,
         "temperatures": list(recipe.topk.temperatures),
+        "encoding": recipe.storage.encoding.value,
         "records": records,
         "records of a full cache": len(cache.index) * cache.view_count,
         "bytes of records": stored,

@@ -87,12 +87,14 @@ class Manifest:
         ]
 
     def _identity(self) -> dict[str, Any]:
-        settings = self.parsed_recipe().data_settings()
+        recipe = self.parsed_recipe()
+        settings = recipe.data_settings()
         flat = {
             f"{s}.{key}": value for s, table in settings.items() for key, value in table.items()
         }
         return {
             **flat,
+            "storage.encoding": recipe.storage.encoding.value,
             "image index": self.index_digest[:16],
             "teacher weights": self.teacher_weights_sha256[:16],
             "classes": self.class_count,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from teacher_cache.encodings import Encoding
 from teacher_cache.errors import UserError
 from teacher_cache.views import ViewPolicy
 
@@ -99,6 +100,8 @@ class StorageSection(Section):
     rows_per_shard: PositiveInt = 32_768
     views_per_tile: PositiveInt = 4
     """Views filled from one decode of an image; it changes no record."""
+    encoding: Encoding = Encoding.DEFAULT
+    """default; portable: standard Zarr v3 codecs alone; compact: the smallest, logp quantised."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -135,7 +138,7 @@ class CacheRecipe(Section):
     loader: LoaderSection = LoaderSection()
 
     def data_settings(self) -> dict[str, Any]:
-        """Every setting that changes a record: what the digest covers.
+        """Every setting that changes a record or its bytes: what the digest covers.
 
         Left out: how many views there are (they can be appended), tile and worker counts, what
         happens to unreadable images, and file paths (weights and labels have digests of their own).
@@ -144,13 +147,16 @@ class CacheRecipe(Section):
         teacher: dict[str, Any] = dict.fromkeys([*member, "batch_size"], True)
         if self.teacher.ensemble:  # absent, not empty: the digests of single teachers stay
             teacher["ensemble"] = {"__all__": member}
+        storage = {"rows_per_shard"}
+        if self.storage.encoding is not Encoding.DEFAULT:  # absent, as in caches without the key
+            storage |= {"encoding"}
         return self.model_dump(
             mode="json",
             include={
                 "teacher": teacher,
                 "views": set(ViewsSection.model_fields) - {"count"},
                 "topk": True,
-                "storage": {"rows_per_shard"},
+                "storage": storage,
             },
         )
 

@@ -13,11 +13,8 @@ import numpy as np
 import zarr
 
 from teacher_cache.arrays import (
-    RECORD_ARRAYS,
-    ROWS_PER_CHECK,
-    Layout,
     create_arrays,
-    decode_array,
+    decode_shard,
     encode_shard,
     open_array,
     quiet_zarr,
@@ -25,8 +22,16 @@ from teacher_cache.arrays import (
     shard_key,
 )
 from teacher_cache.durable import sync_folder, sync_tree
+from teacher_cache.encodings import stored_logp
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords
 from teacher_cache.images import ImageIndex
+from teacher_cache.layout import (
+    RECORD_ARRAYS,
+    ROWS_PER_CHECK,
+    Layout,
+    Memory,
+    private_memory,
+)
 from teacher_cache.ledger import (
     BlockId,
     LedgerEntry,
@@ -66,13 +71,14 @@ class Cache:
 
     def layout(self) -> Layout:
         """The shape of one view's arrays."""
-        topk = self.manifest.parsed_recipe().topk
+        recipe = self.manifest.parsed_recipe()
         return Layout(
             rows=len(self.index),
             rows_per_shard=self.rows_per_shard,
-            k=topk.k,
-            temperatures=len(topk.temperatures),
+            k=recipe.topk.k,
+            temperatures=len(recipe.topk.temperatures),
             class_count=self.manifest.class_count,
+            encoding=recipe.storage.encoding,
         )
 
 
@@ -202,7 +208,8 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None
         raise ValueError(f"got {len(block.topk.ids_BK)} records, expected {len(rows)}")
     if is_committed(cache.root, block.id):
         return
-    values = (block.topk.ids_BK, block.topk.logp_BK, block.topk.tail_BT, block.check)
+    logp = stored_logp(block.topk.logp_BK, cache.layout().encoding)
+    values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check)
     staged: dict[str, tuple[bytes, Held]] = {}
     try:
         for name, value in zip(RECORD_ARRAYS, values, strict=True):
@@ -225,19 +232,52 @@ def drop_block(cache: Cache, block: BlockId) -> None:
             (cache.root / shard_key(name, block)).unlink(missing_ok=True)
 
 
-def read_slab(cache: Cache, view: int) -> Slab:
-    """Read and check all records of one view.
+def read_slab(cache: Cache, view: int, memory: Memory = private_memory) -> Slab:
+    """Read and check all records of one view, a block after the other.
+
+    Args:
+        cache: the cache.
+        view: which view.
+        memory: where the records go.
 
     Raises:
         MissingRecords: the view is not in the cache, or has rows that are not filled.
         DamagedRecords: bytes that differ from what the ledger committed, naming view and rows.
     """
+    entries = _entries_of(cache, view)
+    layout = cache.layout()
+    arrays = layout.arrays_in(memory(layout.nbytes))
+    for entry in entries:
+        try:
+            # decoded from the very bytes that were verified
+            for name, data in _verified(cache, entry).items():
+                decode_shard(name, entry.block.shard, data, layout, arrays[name])
+        except ValueError as error:
+            if isinstance(error, CacheError):
+                raise
+            raise DamagedRecords(
+                f"{place(cache, entry.block)}: cannot be decoded: {error}"
+            ) from error
+    absent = frozenset(row for entry in entries for row in entry.absent_rows)
+    return slab_of(cache, view, arrays, absent)
+
+
+def slab_of(
+    cache: Cache, view: int, arrays: Mapping[str, np.ndarray], absent_rows: frozenset[int]
+) -> Slab:
+    """A view's arrays, as `Layout.arrays_in` laid them out, without their padding."""
+    rows = len(cache.index)
+    ids, logp, tail = (arrays[name][:rows] for name in ("ids", "logp", "tail"))
+    check = arrays["check"][: -(-rows // ROWS_PER_CHECK), 0]
+    return Slab(view, ids, logp, tail, check, absent_rows)
+
+
+def _entries_of(cache: Cache, view: int) -> list[LedgerEntry]:
     if not 0 <= view < cache.view_count:
         raise MissingRecords(
             f"cache {cache.root} holds views 0-{cache.view_count - 1}, asked for view {view}"
         )
-    absent: set[int] = set()
-    shards: dict[str, list[bytes]] = {name: [] for name in RECORD_ARRAYS}
+    entries = []
     for block in cache.blocks():
         if block.view == view:
             entry = read_entry(cache.root, block)
@@ -246,21 +286,8 @@ def read_slab(cache: Cache, view: int) -> Slab:
                     f"{place(cache, block)}: not filled yet: run the same cache-teacher command "
                     "again"
                 )
-            absent.update(entry.absent_rows)
-            for name, data in _verified(cache, entry).items():
-                shards[name].append(data)
-    try:
-        # decoded from the very bytes that were verified
-        ids, logp, tail, check = (
-            decode_array(name, data, cache.layout()) for name, data in shards.items()
-        )
-    except ValueError as error:
-        if isinstance(error, CacheError):
-            raise
-        raise DamagedRecords(
-            f"cache {cache.root}, view {view}: cannot be decoded: {error}"
-        ) from error
-    return Slab(view, ids, logp, tail, check, frozenset(absent))
+            entries.append(entry)
+    return entries
 
 
 def place(cache: Cache, block: BlockId) -> str:

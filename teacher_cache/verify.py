@@ -12,14 +12,13 @@ from typing import Any
 
 from teacher_cache.arrays import (
     INDEX_ARRAYS,
-    RECORD_ARRAYS,
-    ROWS_PER_CHECK,
     array_documents,
     chunk_index,
     shard_key,
 )
 from teacher_cache.durable import write_atomic
 from teacher_cache.errors import DamagedRecords
+from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK
 from teacher_cache.ledger import (
     BlockId,
     LedgerEntry,

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from small import cache_recipe, cli_environment, command, fill_cache
 
 from cli import main
+from teacher_cache.encodings import Encoding
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,6 +48,21 @@ def own_scans(scans, tmp_path):
 def filled(scans, tmp_path_factory):
     """A full cache of the scans, not to be changed; `own_cache` is a copy."""
     return fill_cache(tmp_path_factory.mktemp("filled") / "cache", scans / "train", cache_recipe())
+
+
+@pytest.fixture(scope="session")
+def encoded(filled, scans, tmp_path_factory):
+    """The same cache in any encoding, filled once each, not to be changed."""
+    caches = {Encoding.DEFAULT: filled}
+
+    def cache(encoding):
+        if encoding not in caches:
+            root = tmp_path_factory.mktemp(encoding) / "cache"
+            recipe = cache_recipe(storage__encoding=encoding.value)
+            caches[encoding] = fill_cache(root, scans / "train", recipe)
+        return caches[encoding]
+
+    return cache
 
 
 @pytest.fixture

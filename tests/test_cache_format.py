@@ -9,27 +9,33 @@ import zlib
 
 import google_crc32c
 import numpy as np
+import pytest
 from pcodec import standalone
 from small import REPOSITORY
 
+from teacher_cache.encodings import Encoding
 from teacher_cache.store import open_cache, read_slab
 
 DOCUMENT = (REPOSITORY / "docs" / "cache-format.md").read_text()
 GOLDEN = REPOSITORY / "tests" / "golden" / "cache"
 
 
-def test_the_dozen_lines_of_plain_zarr_read_a_cache(filled):
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_the_ten_lines_of_plain_zarr_read_a_cache_of_any_encoding(encoded, encoding):
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    cache = encoded(encoding)
     done = subprocess.run(
-        [sys.executable, "-c", example, filled.root, "1"],
+        [sys.executable, "-c", example, cache.root, "1"],
         capture_output=True, text=True, check=True, cwd=os.sep,
     )  # fmt: skip
-    slab, index = read_slab(filled, 1), open_cache(filled.root).index
-    probabilities = np.exp(slab.logp_NK[0].astype("f4")).round(3).tolist()
-    assert done.stdout == f"{index.keys[0]} {slab.ids_NK[0].tolist()} {probabilities}\n"
+    slab, index = read_slab(cache, 1), open_cache(cache.root).index
+    key, ids, probabilities = re.fullmatch(r"(.*) (\[.*\]) (\[.*\])\n", done.stdout).groups()
+    assert key == index.keys[0]
+    assert json.loads(ids) == slab.ids_NK[0].tolist()
+    assert json.loads(probabilities) == pytest.approx(np.exp(slab.logp_NK[0]), abs=1e-3)
     imports, *lines = example.splitlines()
     assert "teacher_cache" not in imports
-    assert sum(bool(line) for line in lines) <= 12
+    assert sum(bool(line) for line in lines) <= 10
 
 
 def chunks(path, count):
@@ -71,3 +77,14 @@ def test_the_checksum_of_an_entry_is_that_of_its_canonical_spelling():
     spelled = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
     assert f"{google_crc32c.value(spelled):08x}" == stated
     assert zlib.crc32(b"") == 0
+
+
+def test_a_compact_cache_holds_the_codes_that_the_document_states(encoded):
+    cache, exact = encoded(Encoding.COMPACT), encoded(Encoding.DEFAULT)
+    stated = json.loads((cache.root / "logp" / "zarr.json").read_text())
+    assert (stated["data_type"], stated["fill_value"]) == ("uint16", 65535)
+    assert stated["attributes"]["sqrt_scale"] == 320
+    (chunk,) = chunks(cache.root / "logp" / "c" / "2" / "0" / "0", 1)
+    codes = np.array(standalone.simple_decompress(chunk)).reshape(32, 2)
+    expected = np.rint(320 * np.sqrt(-read_slab(exact, 2).logp_NK[:32].astype("f8")))
+    np.testing.assert_array_equal(codes, expected)
