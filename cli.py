@@ -37,7 +37,7 @@ RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")
 ]
 CacheArgument = Annotated[
-    Path, typer.Argument(metavar="CACHE", help="The --out of a cache-teacher.")
+    str, typer.Argument(metavar="CACHE", help="The --out of a cache-teacher: a folder or a URL.")
 ]
 DataOption = Annotated[Path, typer.Option("--data", help="Training images: class folders.")]
 ValOption = Annotated[Path, typer.Option("--val", help="Validation images: class folders.")]
@@ -53,7 +53,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def cache_teacher(
     recipe: RecipeArgument,
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="The cache; the same command continues it.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="CACHE",
+            help="The cache: a folder, or s3://BUCKET/PREFIX; the same command continues it.",
+        ),
+    ],
     overrides: OverridesOption = None,
     views: Annotated[
         int | None, typer.Option(min=1, help="The recipe's views.count; more than before appends.")
@@ -68,22 +74,24 @@ def cache_teacher(
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
     from teacher_cache.fill import fill, open_or_create
+    from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
     from teacher_cache.store import missing_blocks
 
     if rank >= world_size:
         raise typer.BadParameter(f"got --rank {rank}, expected 0 to {world_size - 1}")
+    root = locate(out)
     changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
     index = _index(settings, data)
     teacher = _teacher(settings, index.class_count, device)
-    cache = open_or_create(out, settings, index, teacher)
+    cache = open_or_create(root, settings, index, teacher)
     config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
     _run(job, "cache-teacher", "records", config)
     left = len(missing_blocks(cache))
     state = f"{left} blocks are still with other writers" if left else "complete"
-    print(f"cache {out}: {cache.view_count} views of {len(index)} images, {state}")
+    print(f"cache {root}: {cache.view_count} views of {len(index)} images, {state}")
 
 
 @app.command()
@@ -93,7 +101,8 @@ def train_student(
     val: ValOption,
     out: Annotated[Path, typer.Option(help="The run; the same command continues it.")],
     cache: Annotated[
-        Path | None, typer.Option(help="From cache-teacher; none: no teacher.")
+        str | None,
+        typer.Option(help="From cache-teacher, a folder or a URL; none: no teacher."),
     ] = None,
     overrides: OverridesOption = None,
     follow: Annotated[
@@ -117,6 +126,7 @@ def train_student(
     from student.run import start_or_continue
     from student.train import train
     from teacher_cache.images import index_folder, rebase
+    from teacher_cache.place import locate
     from teacher_cache.recipe import load_recipe
     from teacher_cache.store import open_cache
 
@@ -124,7 +134,7 @@ def train_student(
     if cache is None:
         training = plain_data(settings, index_folder(data))
     else:
-        opened = open_cache(cache)
+        opened = open_cache(locate(cache))
         training = replayed_data(
             settings,
             rebase(opened.index, data),
@@ -225,9 +235,10 @@ def inspect_cache(
 ) -> None:
     """Say what a cache holds: teacher, views, how far it is filled, bytes a record."""
     from teacher_cache.inspection import inspect
+    from teacher_cache.place import locate
     from teacher_cache.store import open_cache
 
-    _show(inspect(open_cache(cache)), as_json=as_json)
+    _show(inspect(open_cache(locate(cache))), as_json=as_json)
 
 
 @app.command()
@@ -239,11 +250,12 @@ def verify_cache(
     as_json: JsonOption = False,
 ) -> None:
     """Check every byte of a cache against its ledger; exit code 0 if it is whole, else 1."""
+    from teacher_cache.place import locate
     from teacher_cache.store import open_cache
     from teacher_cache.verify import repair as repair_cache
     from teacher_cache.verify import report, verify
 
-    opened = open_cache(cache)
+    opened = open_cache(locate(cache))
     started = time.monotonic()
     found = verify(opened)
     facts = report(opened, found, seconds=time.monotonic() - started)
@@ -271,10 +283,11 @@ def audit_cache(
     """Render a sample and ask the teacher again; exit code 0 if the cache agrees, else 1."""
     from teacher_cache.audit import audit, report
     from teacher_cache.images import rebase
+    from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, override_recipe
     from teacher_cache.store import open_cache
 
-    opened = open_cache(cache)
+    opened = open_cache(locate(cache))
     settings = override_recipe(opened.manifest.recipe, CacheRecipe, overrides or ())
     teacher = _teacher(settings, opened.manifest.class_count, device)
     result = audit(opened, rebase(opened.index, data), teacher, records=records, seed=seed)

@@ -100,7 +100,7 @@ def test_shards_without_an_entry_are_strays_and_their_rows_missing(own_cache, fi
     found = verify(cache)
     assert found.missing == (BLOCK,)
     assert found.damage == ()
-    assert {p.relative_to(own_cache).as_posix() for p in found.strays} == set(FILES[:4])
+    assert set(found.strays) == set(FILES[:4])
     repair(cache, found)
     assert not any((own_cache / name).exists() for name in FILES[:4])
     refill(cache, filled)
