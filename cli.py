@@ -41,6 +41,13 @@ CacheArgument = Annotated[
 ]
 DataOption = Annotated[Path, typer.Option("--data", help="Training images: class folders.")]
 ValOption = Annotated[Path, typer.Option("--val", help="Validation images: class folders.")]
+AcceptOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-pixel-libraries",
+        help="Go on with other versions if a sample of the pixels is the same.",
+    ),
+]
 OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; repeatable."),
@@ -70,6 +77,7 @@ def cache_teacher(
     world_size: Annotated[
         int, typer.Option(min=1, envvar="WORLD_SIZE", help="How many writers share the work.")
     ] = 1,
+    accept_pixel_libraries: AcceptOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
@@ -85,7 +93,9 @@ def cache_teacher(
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
     index = _index(settings, data)
     teacher = _teacher(settings, index.class_count, device)
-    cache = open_or_create(root, settings, index, teacher)
+    cache = open_or_create(
+        root, settings, index, teacher, accept_pixel_libraries=accept_pixel_libraries
+    )
     config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
     _run(job, "cache-teacher", "records", config)
@@ -111,13 +121,7 @@ def train_student(
     follow_timeout_s: Annotated[
         float, typer.Option(min=0, help="Give up when the cache has not grown for so long.")
     ] = 3600.0,
-    accept_pixel_libraries: Annotated[
-        bool,
-        typer.Option(
-            "--accept-pixel-libraries",
-            help="Go on with other versions if a sample of the pixels is the same.",
-        ),
-    ] = False,
+    accept_pixel_libraries: AcceptOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a student on the views that the teacher saw, with its cached answers."""
@@ -253,9 +257,13 @@ def verify_cache(
     from teacher_cache.place import locate
     from teacher_cache.store import open_cache
     from teacher_cache.verify import repair as repair_cache
-    from teacher_cache.verify import report, verify
+    from teacher_cache.verify import report, restore_descriptions, verify
 
-    opened = open_cache(locate(cache))
+    root = locate(cache)
+    if repair:
+        for file in restore_descriptions(root):
+            print(f"restored {root}/{file}", file=sys.stderr)
+    opened = open_cache(root)
     started = time.monotonic()
     found = verify(opened)
     facts = report(opened, found, seconds=time.monotonic() - started)

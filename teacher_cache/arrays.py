@@ -126,8 +126,28 @@ def _decode_chunk(name: str, data: bytes, out: np.ndarray) -> None:
 def _description(root: Root, name: str) -> Buffer:
     data = place_of(root).read(f"{name}/zarr.json")
     if data is None:
-        raise CacheError(f"{root}: {name}/zarr.json is missing: run `verify-cache {root} --repair`")
+        raise CacheError(
+            f"{root}: {name}/zarr.json is missing: run `verify-cache {root} --repair`, "
+            "which writes it anew"
+        )
     return Buffer.from_bytes(data)
+
+
+def views_described(root: Root, name: str) -> int:
+    """For how many views a record array's `zarr.json` says there is room.
+
+    Raises:
+        CacheError: it is missing or cannot be read.
+    """
+    try:
+        return int(json.loads(_description(root, name).to_bytes())["shape"][0])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if isinstance(error, CacheError):
+            raise
+        raise CacheError(
+            f"{root}: {name}/zarr.json cannot be read ({error}): run `verify-cache {root} "
+            "--repair`, which writes it anew"
+        ) from None
 
 
 def grown(description: bytes, view_count: int) -> bytes:

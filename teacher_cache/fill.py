@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from teacher_cache.arrays import ROWS_PER_CHECK
-from teacher_cache.errors import CacheError
+from teacher_cache.errors import CacheError, ReplayRefused
 from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Rendered, Request, ViewRenderer, rendered
 from teacher_cache.manifest import Manifest
+from teacher_cache.pixels import require_same_sample
 from teacher_cache.place import Root, place_of
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import CacheRecipe
@@ -40,10 +41,26 @@ from teacher_cache.topk import TopK, top_k
 from teacher_cache.work import Count, Work, take_tiles, tiles_come_free
 
 
-def open_or_create(root: Root, recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> Cache:
+def open_or_create(
+    root: Root,
+    recipe: CacheRecipe,
+    index: ImageIndex,
+    teacher: Teacher,
+    *,
+    accept_pixel_libraries: bool = False,
+) -> Cache:
     """Open the cache to go on filling it, append views if the recipe has more, or create it.
 
+    Args:
+        root: where it lies.
+        recipe: what it is made from, and its number of views.
+        index: its images.
+        teacher: the network that it is to hold the answers of.
+        accept_pixel_libraries: where the libraries that touch pixels differ from the cache's,
+            compare a sample of pictures instead of refusing.
+
     Raises:
+        ReplayRefused: other pixel libraries, or, where they are accepted, other pixels.
         CacheError: the cache was made from another recipe, data set, teacher or pixel library.
     """
     manifest = _manifest(recipe, index, teacher)
@@ -56,7 +73,12 @@ def open_or_create(root: Root, recipe: CacheRecipe, index: ImageIndex, teacher: 
             f"cache {root} was made otherwise: " + "; ".join(differing) + ": use the same recipe, "
             "data and weights to continue it, or another --out"
         )
-    cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    try:
+        cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    except ReplayRefused:
+        if not accept_pixel_libraries:
+            raise
+        require_same_sample(cache, index)
     if recipe.views.count < cache.view_count:
         raise CacheError(
             f"cache {root} holds {cache.view_count} views, the recipe asks for "

@@ -39,6 +39,7 @@ class Writer:
     objects: Objects
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     held: set[str] = field(default_factory=set)
+    released: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
     beating: "tuple[threading.Thread, threading.Event] | None" = None
     descriptor: int | None = None
@@ -59,6 +60,7 @@ class Writer:
                 self._disappear_if_idle()
                 return None
             self.held.add(key)
+            self.released.discard(key)
         return HeldObject(self, key)
 
     def release(self, key: str) -> None:
@@ -67,11 +69,18 @@ class Writer:
             if key not in self.held:
                 return
             self.held.discard(key)
-            with suppress(StoreError):  # then it ends with this writer
+            self.released.add(key)
+            self._take_released_away()
+            self._disappear_if_idle()
+
+    def _take_released_away(self) -> None:
+        """Also those that the store did not take back before; the last are left to a sweep."""
+        for key in sorted(self.released):
+            with suppress(StoreError):
                 found = self.hasty.get(key)
                 if found is not None and found[0] == self.name.encode():  # it may have been taken
                     self.hasty.delete(key)
-            self._disappear_if_idle()
+                self.released.discard(key)
 
     def now(self) -> datetime:
         """The store's clock where this writer has an object of its own there, else the host's."""

@@ -20,10 +20,10 @@ from teacher_cache.arrays import (
     encode_shard,
     first_files,
     grown,
-    open_array,
     quiet_zarr,
     read_index,
     shard_key,
+    views_described,
 )
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords
 from teacher_cache.images import ImageIndex
@@ -125,25 +125,39 @@ def open_cache(root: Root) -> Cache:
     Raises:
         CacheError: nothing there, no cache, or a damaged manifest or index.
     """
+    manifest, index = read_origin(root)
+    # the fewest: a crash while views are appended may leave some arrays longer
+    view_count = min(views_described(root, name) for name in RECORD_ARRAYS)
+    rows_per_shard = int(manifest.recipe["storage"]["rows_per_shard"])
+    return Cache(root, manifest, index, view_count, rows_per_shard)
+
+
+def read_origin(root: Root) -> tuple[Manifest, ImageIndex]:
+    """What a cache was made from, and its images.
+
+    Raises:
+        CacheError: nothing there, no cache, or a damaged manifest or index.
+    """
     group = place_of(root).read("zarr.json")
     if group is None:
         raise CacheError(
             f"{root}: no cache there; fill one with `cache-teacher RECIPE --data DIR --out {root}`"
         )
     try:
+        manifest = Manifest.from_json(json.loads(group)["attributes"], source=str(root))
         with quiet_zarr():
-            manifest = Manifest.from_json(json.loads(group)["attributes"], source=str(root))
             index = read_index(root)
-            # the fewest: a crash while views are appended may leave some arrays longer
-            view_count = min(open_array(root, name).shape[0] for name in RECORD_ARRAYS)
     except (ValueError, OSError, KeyError, TypeError) as error:
         if isinstance(error, CacheError):
             raise
-        raise CacheError(f"{root}: cannot be read as a cache: {error}") from error
+        raise CacheError(
+            f"{root}: its manifest or index cannot be read as a cache's ({error}): restore "
+            "zarr.json, keys, labels, classes and class_ids from a copy, or from a new cache that "
+            "the same cache-teacher command starts elsewhere; the records stay"
+        ) from error
     if index.digest() != manifest.index_digest:
         raise CacheError(f"{root}: its image index is damaged: restore keys, labels and classes")
-    rows_per_shard = int(manifest.recipe["storage"]["rows_per_shard"])
-    return Cache(root, manifest, index, view_count, rows_per_shard)
+    return manifest, index
 
 
 def append_views(cache: Cache, view_count: int) -> Cache:

@@ -16,8 +16,9 @@ from teacher_cache.arrays import (
     array_documents,
     chunk_index,
     shard_key,
+    views_described,
 )
-from teacher_cache.errors import DamagedRecords
+from teacher_cache.errors import CacheError, DamagedRecords
 from teacher_cache.ledger import (
     BlockId,
     LedgerEntry,
@@ -27,8 +28,9 @@ from teacher_cache.ledger import (
     is_committed,
     read_entry,
 )
+from teacher_cache.place import Root, place_of
 from teacher_cache.staging import FOLDER
-from teacher_cache.store import Cache, damage_of, drop_block, expected_files
+from teacher_cache.store import Cache, damage_of, drop_block, expected_files, read_origin
 
 _ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that was never written."""
@@ -99,6 +101,32 @@ def repair(cache: Cache, found: Verification) -> None:
             owner = _block_of(key)
             if owner is None or not is_committed(cache.root, owner):  # it may be, by now
                 cache.store.remove(key)
+
+
+def restore_descriptions(root: Root) -> list[str]:
+    """Write anew the record arrays' `zarr.json` that cannot be read at all; which they were.
+
+    Without them a cache cannot be opened. The manifest says what they hold but the number of views,
+    which the other arrays say, or else the ledger.
+
+    Raises:
+        CacheError: as `read_origin`.
+    """
+    manifest, index = read_origin(root)
+    views: list[int] = []
+    unreadable = []
+    for name in RECORD_ARRAYS:
+        try:
+            views.append(views_described(root, name))
+        except CacheError:
+            unreadable.append(name)
+    documents = array_documents(manifest, len(index)) if unreadable else {}
+    views = views or [1 + max((block.view for block in committed_blocks(root)), default=-1)]
+    for name in unreadable:
+        documents[name]["shape"][0] = max(manifest.parsed_recipe().views.count, min(views))
+        document = json.dumps(documents[name], indent=2).encode()
+        place_of(root).replace(f"{name}/zarr.json", document)
+    return [f"{name}/zarr.json" for name in unreadable]
 
 
 def report(cache: Cache, found: Verification, *, seconds: float) -> dict[str, Any]:

@@ -13,7 +13,8 @@ class FaultyProxy:
         self.target, self.mode, self.failed = port, "pass", 0
         self.before_reply = lambda method, path: None
         self.dropped_headers = ()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.proxy = self
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -36,49 +37,50 @@ class FaultyProxy:
         return timer
 
 
-def _handler(proxy):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def _pass_on(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            mode = proxy.mode
-            if mode == "hang":
-                proxy.failed += 1
-                while proxy.mode == "hang":
-                    time.sleep(0.05)
-                self.close_connection = True
-                return
-            if mode != "pass":
-                proxy.failed += 1
-                self._answer(mode, {}, b"<Error><Code>SlowDown</Code></Error>")
-                return
-            line = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
-            kept = {n: v for n, v in self.headers.items() if n.lower() not in proxy.dropped_headers}
-            line.request(self.command, self.path, body, kept)
-            reply = line.getresponse()
-            data, headers = reply.read(), dict(reply.getheaders())
-            line.close()
-            if proxy.before_reply(self.command, self.path) == "lose":
-                self.close_connection = True
-                return
-            self._answer(reply.status, headers, data)
+    def _pass_on(self):
+        proxy = self.server.proxy
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        mode = proxy.mode
+        if mode == "pass":
+            self._forward(proxy, body)
+            return
+        proxy.failed += 1
+        if mode == "hang":
+            while proxy.mode == "hang":
+                time.sleep(0.05)
+            self.close_connection = True
+            return
+        self._answer(mode, {}, b"<Error><Code>SlowDown</Code></Error>")
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
 
-        def _answer(self, status, headers, data):
-            length = headers.pop("Content-Length", len(data)) if self.command == "HEAD" else len(data)
-            dropped = ("connection", "content-length", "transfer-encoding", "server", "date")
-            self.send_response(status)
-            for name, value in headers.items():
-                if name.lower() not in dropped:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(length))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+    def _forward(self, proxy, body):
+        kept = {n: v for n, v in self.headers.items() if n.lower() not in proxy.dropped_headers}
+        line = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
+        line.request(self.command, self.path, body, kept)
+        reply = line.getresponse()
+        data, headers = reply.read(), dict(reply.getheaders())
+        line.close()
+        if proxy.before_reply(self.command, self.path) == "lose":
+            self.close_connection = True
+            return
+        self._answer(reply.status, headers, data)
 
-        def log_message(self, *_):
-            pass
+    def _answer(self, status, headers, data):
+        is_head = self.command == "HEAD"
+        length = headers.get("Content-Length", 0) if is_head else len(data)
+        dropped = ("connection", "content-length", "transfer-encoding", "server", "date")
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in dropped:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if not is_head:
+            self.wfile.write(data)
 
-    return Handler
+    def log_message(self, *_):
+        pass

@@ -24,7 +24,7 @@ from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.store import missing_blocks, open_cache
 from teacher_cache.verify import verify
 
-DOCUMENT = cache_document(views__count=12, views__size=96, storage__views_per_tile=2)
+DOCUMENT = cache_document(views__count=8, views__size=64, storage__views_per_tile=2)
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +84,34 @@ def assert_whole(bucket, unbroken):
 
 
 @pytest.mark.kill
+def test_a_fill_that_was_killed_is_continued_at_once_and_sweeps_what_it_left(
+    writers, bucket, unbroken
+):
+    victim = writers()
+    wait_for_blocks(locate(bucket.url), 5, victim)
+    sigkill(victim)
+    kept = bucket.stamps()
+    assert bucket.keys("staging") != []
+    assert "complete" in finish(writers())
+    assert kept.items() <= bucket.stamps().items()
+    assert_whole(bucket, unbroken)
+
+
+@pytest.mark.kill
+@pytest.mark.slow
 def test_four_writers_under_sigkill_and_other_world_sizes_leave_one_whole_cache(
     writers, bucket, unbroken
 ):
     root, kept = locate(bucket.url), {}
     running = [writers("--rank", rank, "--world-size", 4) for rank in range(4)]
     for number, victim in enumerate(running[:3]):
-        wait_for_blocks(root, 4 * (number + 1), victim)
+        wait_for_blocks(root, 3 * (number + 1), victim)
         sigkill(victim)
         assert victim.returncode == -signal.SIGKILL
         assert kept.items() <= (kept := bucket.stamps()).items()
     running.append(writers("--rank", 1, "--world-size", 2))
     outputs = [finish(process) for process in running[3:]]
-    assert any("12 views of 90 images, complete" in output for output in outputs)
+    assert any("8 views of 90 images, complete" in output for output in outputs)
     assert kept.items() <= bucket.stamps().items()  # no committed block was touched
     finish(writers())  # sweeps what the dead left
     assert kept.items() <= bucket.stamps().items()
@@ -143,11 +158,11 @@ def test_a_short_outage_delays_a_fill_and_changes_nothing(
         output = finish(job)
         timer.join()
         assert proxy.failed > 1
-        assert "12 views of 90 images, complete" in output
+        assert "8 views of 90 images, complete" in output
     assert_whole(bucket, unbroken)
 
 
-@pytest.mark.parametrize("fault", [500, "hang"])
+@pytest.mark.parametrize("fault", [500, pytest.param("hang", marks=pytest.mark.slow)])
 def test_a_long_outage_stops_a_fill_with_a_clear_error_and_the_same_command_continues(
     writers, bucket, bucket_server, unbroken, fault
 ):
@@ -163,7 +178,7 @@ def test_a_long_outage_stops_a_fill_with_a_clear_error_and_the_same_command_cont
         assert "the store failed for" in errors[0]
         assert "the same command continues when the store answers again" in errors[0]
         kept = bucket.stamps()
-        assert 4 <= len(kept) < 36
+        assert 4 <= len(kept) < 24
         proxy.mode = "pass"
         assert "complete" in finish(writers(port=proxy.port, **brief))
     assert kept.items() <= bucket.stamps().items()
@@ -210,7 +225,7 @@ def test_a_student_follows_a_cache_that_is_being_filled_in_a_bucket(
 ):
     job = writers()
     wait_for_blocks(locate(bucket.url), 1, job)
-    changes = {"schedule__epochs": 12, "student__size": 32}
+    changes = {"schedule__epochs": 8, "student__size": 32}
     cli(*training(bucket.url, scans, tmp_path, **changes), "--out", "run", "--follow")
     assert "complete" in finish(job)
 
