@@ -65,9 +65,9 @@ def open_or_create(
     """
     manifest = _manifest(recipe, index, teacher)
     place_of(root).sweep()
-    if not place_of(root).exists("zarr.json"):
-        return create_cache(root, manifest, index)
-    cache = open_cache(root)
+    is_new = not place_of(root).exists("zarr.json")
+    # another process may be quicker to create one, of another recipe
+    cache = create_cache(root, manifest, index) if is_new else open_cache(root)
     if differing := cache.manifest.differences(manifest):
         raise CacheError(
             f"cache {root} was made otherwise: " + "; ".join(differing) + ": use the same recipe, "

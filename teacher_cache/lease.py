@@ -75,8 +75,8 @@ class Writer:
 
     def _take_released_away(self) -> None:
         """Also those that the store did not take back before; the last are left to a sweep."""
-        for key in sorted(self.released):
-            with suppress(StoreError):
+        with suppress(StoreError):
+            for key in sorted(self.released):
                 found = self.hasty.get(key)
                 if found is not None and found[0] == self.name.encode():  # it may have been taken
                     self.hasty.delete(key)

@@ -338,6 +338,35 @@ def test_a_url_with_a_secret_is_refused_without_repeating_it(cli, url, tmp_path)
     assert "AKIAKEY" not in done.stderr + done.stdout
 
 
+def test_a_signed_requests_error_does_not_show_the_signature(cli):
+    """A shared access signature goes into every request's query."""
+    done = cli(
+        "inspect-cache", "az://caches/x", check=1,
+        env={
+            "AZURE_STORAGE_ACCOUNT_NAME": "account",
+            "AZURE_STORAGE_SAS_KEY": "sv=2022-11-02&sig=hunter2hunter2%3D",
+            "AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:9",
+            "AZURE_ALLOW_HTTP": "true",
+            "RETORT_STORE_PATIENCE_S": "0.2",
+        },
+    )  # fmt: skip
+    assert "the store failed for" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_refused_credentials_stop_at_once_and_are_not_shown(cli, bucket, bucket_server):
+    from buckets import SECRET
+    from faulty_proxy import FaultyProxy
+
+    with FaultyProxy(bucket_server.port) as proxy:
+        proxy.mode = 403
+        endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+        done = cli("inspect-cache", bucket.url, check=1, env=endpoint)
+        assert proxy.failed == 1
+    assert "credentials and endpoint in the environment" in done.stderr
+    assert SECRET not in done.stderr
+
+
 @pytest.mark.parametrize("url", ["memory://x", "ftp://host/x", "nonsense://x"])
 def test_a_url_of_another_kind_is_refused(url):
     with pytest.raises(LocationError, match=r"s3://BUCKET/PREFIX"):
