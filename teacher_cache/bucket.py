@@ -23,6 +23,7 @@ AT_ONCE = 16
 GRACE_S = 5.0
 """A living writer that has put a block's first file commits within this, as a rule."""
 ROUNDS = 5
+_LOOKS = 10
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -207,13 +208,16 @@ class Bucket:
         return [f[1] for f in found if f is not None]
 
     def _appears(self, key: str) -> bool:
-        """Whether an object comes to be within the grace; writers that wait, wait differently."""
-        deadline = time.monotonic() + self.grace_s * random.uniform(1, 2)
-        while not self.exists(key):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(self.grace_s / 10)
-        return True
+        """Whether an object comes to be within the grace; of two that wait, one waits longer.
+
+        Looks are counted, not seconds: in an outage nobody could have committed.
+        """
+        pause_s = self.grace_s / _LOOKS * random.uniform(1, 2)
+        for _ in range(_LOOKS):
+            if self.exists(key):
+                return True
+            time.sleep(pause_s)
+        return self.exists(key)
 
     def _is_committed_whole(self, name: str, mine: LedgerEntry, *, asked_before: bool) -> bool:
         """Whether another's entry stands; checked where this writer has put files meanwhile."""

@@ -155,7 +155,7 @@ def test_growth_by_two_writers_at_once_keeps_the_larger(remote, bucket):
 
 def test_two_writers_of_the_same_bits_do_not_notice_each_other(bucket):
     cache = new_cache(bucket.url)
-    barrier = threading.Barrier(4)
+    barrier = threading.Barrier(4, timeout=60)
     failures = []
 
     def write():
@@ -180,11 +180,11 @@ def test_two_writers_of_the_same_bits_do_not_notice_each_other(bucket):
 def test_of_writers_with_other_bits_one_wins_whole(bucket):
     """Two device models, one block: what the ledger names is what readers get, never a mixture."""
     cache = new_cache(bucket.url, views__count=2)
-    barrier = threading.Barrier(3)
+    barrier = threading.Barrier(3, timeout=60)
     ended = []
 
     def write(seed):
-        writer = other_writer(cache)
+        writer = other_writer(cache, grace_s=5.0)  # much longer than a commit, as it has to be
         for block in cache.blocks():
             barrier.wait()
             write_block(writer, block_of(cache, block, seed=seed), {"device": str(seed)})
