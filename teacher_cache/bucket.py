@@ -123,7 +123,7 @@ class Bucket:
             if self._is_committed_whole(name, entry, asked_before=round_ > 0):
                 return
             if foreign := self._foreign(files):
-                if self._appears(name):
+                if self._appears(name, within_s=self.grace_s * 2**round_):
                     continue
                 for key in foreign:
                     self.replace(key, files[key])
@@ -207,12 +207,12 @@ class Bucket:
             return None
         return [f[1] for f in found if f is not None]
 
-    def _appears(self, key: str) -> bool:
-        """Whether an object comes to be within the grace; of two that wait, one waits longer.
+    def _appears(self, key: str, *, within_s: float) -> bool:
+        """Whether an object comes to be meanwhile; of two that wait, one waits longer.
 
         Looks are counted, not seconds: in an outage nobody could have committed.
         """
-        pause_s = self.grace_s / _LOOKS * random.uniform(1, 2)
+        pause_s = within_s / _LOOKS * random.uniform(1, 2)
         for _ in range(_LOOKS):
             if self.exists(key):
                 return True

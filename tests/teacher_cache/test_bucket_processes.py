@@ -122,10 +122,10 @@ def test_four_writers_under_sigkill_and_other_world_sizes_leave_one_whole_cache(
 
 @pytest.mark.kill
 @pytest.mark.slow
-def test_forty_sigkills_over_four_writers_leave_the_records_of_an_unbroken_fill(
+def test_twenty_sigkills_over_four_writers_leave_the_records_of_an_unbroken_fill(
     writers, bucket, unbroken
 ):
-    moments, kills, kept, running = random.Random(0), 40, {}, []
+    moments, kills, kept, running = random.Random(0), 20, {}, []
     root = locate(bucket.url)
     while kills:
         while len(running) < 4:
