@@ -37,7 +37,7 @@ RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")
 ]
 CacheArgument = Annotated[
-    Path, typer.Argument(metavar="CACHE", help="The --out of a cache-teacher.")
+    str, typer.Argument(metavar="CACHE", help="The --out of a cache-teacher: a folder or a URL.")
 ]
 _IMAGES = "a folder or .tar of class folders, hfds/NAME[:SPLIT] or wds/PATH[:SPLIT]."
 DataOption = Annotated[
@@ -45,6 +45,13 @@ DataOption = Annotated[
 ]
 ValOption = Annotated[
     str, typer.Option("--val", metavar="IMAGES", help=f"Validation images: {_IMAGES}")
+]
+AcceptOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-pixel-libraries",
+        help="Go on with other versions if a sample of the pixels is the same.",
+    ),
 ]
 OverridesOption = Annotated[
     list[str] | None,
@@ -58,7 +65,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def cache_teacher(
     recipe: RecipeArgument,
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="The cache; the same command continues it.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="CACHE",
+            help="The cache: a folder, or s3://BUCKET/PREFIX; the same command continues it.",
+        ),
+    ],
     overrides: OverridesOption = None,
     views: Annotated[
         int | None, typer.Option(min=1, help="The recipe's views.count; more than before appends.")
@@ -69,26 +82,31 @@ def cache_teacher(
     world_size: Annotated[
         int, typer.Option(min=1, envvar="WORLD_SIZE", help="How many writers share the work.")
     ] = 1,
+    accept_pixel_libraries: AcceptOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
     from teacher_cache.fill import fill, open_or_create
+    from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
     from teacher_cache.store import missing_blocks
 
     if rank >= world_size:
         raise typer.BadParameter(f"got --rank {rank}, expected 0 to {world_size - 1}")
+    root = locate(out)
     changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
     index = _index(settings, data)
     teacher = _teacher(settings, index.class_count, device)
-    cache = open_or_create(out, settings, index, teacher)
+    cache = open_or_create(
+        root, settings, index, teacher, accept_pixel_libraries=accept_pixel_libraries
+    )
     config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
     _run(job, "cache-teacher", "records", config)
     left = len(missing_blocks(cache))
     state = f"{left} blocks are still with other writers" if left else "complete"
-    print(f"cache {out}: {cache.view_count} views of {len(index)} images, {state}")
+    print(f"cache {root}: {cache.view_count} views of {len(index)} images, {state}")
 
 
 @app.command()
@@ -98,7 +116,8 @@ def train_student(
     val: ValOption,
     out: Annotated[Path, typer.Option(help="The run; the same command continues it.")],
     cache: Annotated[
-        Path | None, typer.Option(help="From cache-teacher; none: no teacher.")
+        str | None,
+        typer.Option(help="From cache-teacher, a folder or a URL; none: no teacher."),
     ] = None,
     overrides: OverridesOption = None,
     follow: Annotated[
@@ -107,13 +126,7 @@ def train_student(
     follow_timeout_s: Annotated[
         float, typer.Option(min=0, help="Give up when the cache has not grown for so long.")
     ] = 3600.0,
-    accept_pixel_libraries: Annotated[
-        bool,
-        typer.Option(
-            "--accept-pixel-libraries",
-            help="Go on with other versions if a sample of the pixels is the same.",
-        ),
-    ] = False,
+    accept_pixel_libraries: AcceptOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a student on the views that the teacher saw, with its cached answers."""
@@ -122,6 +135,7 @@ def train_student(
     from student.run import start_or_continue
     from student.train import train
     from teacher_cache.images import index_images, rebase
+    from teacher_cache.place import locate
     from teacher_cache.recipe import load_recipe
     from teacher_cache.store import open_cache
 
@@ -129,7 +143,7 @@ def train_student(
     if cache is None:
         training = plain_data(settings, index_images(data))
     else:
-        opened = open_cache(cache)
+        opened = open_cache(locate(cache))
         training = replayed_data(
             settings,
             rebase(opened.index, data),
@@ -230,9 +244,10 @@ def inspect_cache(
 ) -> None:
     """Say what a cache holds: teacher, views, how far it is filled, bytes a record."""
     from teacher_cache.inspection import inspect
+    from teacher_cache.place import locate
     from teacher_cache.store import open_cache
 
-    _show(inspect(open_cache(cache)), as_json=as_json)
+    _show(inspect(open_cache(locate(cache))), as_json=as_json)
 
 
 @app.command()
@@ -244,11 +259,16 @@ def verify_cache(
     as_json: JsonOption = False,
 ) -> None:
     """Check every byte of a cache against its ledger; exit code 0 if it is whole, else 1."""
+    from teacher_cache.place import locate
     from teacher_cache.store import open_cache
     from teacher_cache.verify import repair as repair_cache
-    from teacher_cache.verify import report, verify
+    from teacher_cache.verify import report, restore_descriptions, verify
 
-    opened = open_cache(cache)
+    root = locate(cache)
+    if repair:
+        for file in restore_descriptions(root):
+            print(f"restored {root}/{file}", file=sys.stderr)
+    opened = open_cache(root)
     started = time.monotonic()
     found = verify(opened)
     facts = report(opened, found, seconds=time.monotonic() - started)
@@ -276,10 +296,11 @@ def audit_cache(
     """Render a sample and ask the teacher again; exit code 0 if the cache agrees, else 1."""
     from teacher_cache.audit import audit, report
     from teacher_cache.images import rebase
+    from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, override_recipe
     from teacher_cache.store import open_cache
 
-    opened = open_cache(cache)
+    opened = open_cache(locate(cache))
     settings = override_recipe(opened.manifest.recipe, CacheRecipe, overrides or ())
     teacher = _teacher(settings, opened.manifest.class_count, device)
     result = audit(opened, rebase(opened.index, data), teacher, records=records, seed=seed)

@@ -43,5 +43,5 @@ def await_slab(
                 f"{timeout_s:g} s: start cache-teacher again (with --views {view + 1} or more), "
                 "then the same command, or give it a longer --follow-timeout-s"
             )
-        if cancelled.wait(POLL_S):
+        if cancelled.wait(cache.store.look_every_s()):
             raise MissingRecords(f"cache {cache.root}: stopped while waiting for view {view}")

@@ -28,12 +28,14 @@ from teacher_cache.encodings import (
     decode_chunk,
     serializer,
 )
+from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
 from teacher_cache.layout import RECORD_ARRAYS as RECORD_ARRAYS
 from teacher_cache.layout import ROWS_PER_CHECK as ROWS_PER_CHECK
 from teacher_cache.layout import Layout
 from teacher_cache.ledger import BlockId, crc32c_of
 from teacher_cache.manifest import Manifest
+from teacher_cache.place import Root, place_of
 
 INDEX_ARRAYS = ("keys", "labels", "classes", "class_ids")
 
@@ -44,12 +46,12 @@ def shard_key(name: str, block: BlockId) -> str:
     return "/".join((name, "c", str(block.view), str(block.shard), *columns))
 
 
-def encode_shard(root: Path, block: BlockId, rows: range, name: str, value: np.ndarray) -> bytes:
+def encode_shard(root: Root, block: BlockId, rows: range, name: str, value: np.ndarray) -> bytes:
     """One shard's bytes, as zarr would write them to disk."""
     start, stop = rows.start, rows.stop
     if name == "check":
         start, stop = start // ROWS_PER_CHECK, -(-stop // ROWS_PER_CHECK)
-    files: dict[str, Any] = {"zarr.json": _buffer(root / name / "zarr.json")}
+    files: dict[str, Any] = {"zarr.json": _description(root, name)}
     with quiet_zarr():
         open_array(MemoryStore(files), mode="r+")[block.view, start:stop] = value
     return bytes(files[shard_key(name, block).removeprefix(f"{name}/")].to_bytes())
@@ -93,16 +95,52 @@ def chunk_index(data: bytes, count: int) -> list[tuple[int, int]]:
     return list(struct.iter_unpack("<QQ", index))
 
 
-def _buffer(path: Path) -> Buffer:
-    return Buffer.from_bytes(path.read_bytes())
+def _description(root: Root, name: str) -> Buffer:
+    data = place_of(root).read(f"{name}/zarr.json")
+    if data is None:
+        raise CacheError(
+            f"{root}: {name}/zarr.json is missing: run `verify-cache {root} --repair`, "
+            "which writes it anew"
+        )
+    return Buffer.from_bytes(data)
 
 
-def create_arrays(store: Path | MemoryStore, manifest: Manifest, index: ImageIndex) -> None:
-    """Create the group, with room for the recipe's views, and store the index in it."""
+def views_described(root: Root, name: str) -> int:
+    """For how many views a record array's `zarr.json` says there is room.
+
+    Raises:
+        CacheError: it is missing or cannot be read.
+    """
+    try:
+        return int(json.loads(_description(root, name).to_bytes())["shape"][0])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if isinstance(error, CacheError):
+            raise
+        raise CacheError(
+            f"{root}: {name}/zarr.json cannot be read ({error}): run `verify-cache {root} "
+            "--repair`, which writes it anew"
+        ) from None
+
+
+def grown(description: bytes, view_count: int) -> bytes:
+    """The `zarr.json` of a record array with room for at least so many views."""
+    document = json.loads(description)
+    if document["shape"][0] >= view_count:
+        return description
+    document["shape"][0] = view_count
+    return json.dumps(document, indent=2).encode()
+
+
+def first_files(manifest: Manifest, index: ImageIndex) -> dict[str, bytes]:
+    """The group, with room for the recipe's views, and the index: a new cache's files by key."""
+    files: dict[str, Any] = {}
     with quiet_zarr():
-        group = zarr.create_group(store=store, zarr_format=3, attributes=manifest.to_json())
+        group = zarr.create_group(
+            store=MemoryStore(files), zarr_format=3, attributes=manifest.to_json()
+        )
         _create_records(group, manifest, len(index))
         _write_index(group, index)
+    return {key: bytes(data.to_bytes()) for key, data in files.items()}
 
 
 def _create_records(group: zarr.Group, manifest: Manifest, rows: int) -> None:
@@ -160,14 +198,14 @@ def _write_index(group: zarr.Group, index: ImageIndex) -> None:
 
 
 def array_documents(manifest: Manifest, rows: int) -> dict[str, Any]:
-    """The `zarr.json` of each record array, as `create_arrays` writes it."""
+    """The `zarr.json` of each record array, as `first_files` has it."""
     files: dict[str, Any] = {}
     with quiet_zarr():
         _create_records(zarr.create_group(MemoryStore(files), zarr_format=3), manifest, rows)
     return {name: json.loads(files[f"{name}/zarr.json"].to_bytes()) for name in RECORD_ARRAYS}
 
 
-def read_index(root: Path) -> ImageIndex:
+def read_index(root: Root) -> ImageIndex:
     """The image index as stored.
 
     Raises:
@@ -177,7 +215,7 @@ def read_index(root: Path) -> ImageIndex:
         open_array(root, name)[:] for name in ("keys", "labels", "classes", "class_ids")
     )
     class_ids = dict(zip(_split(classes), ids.tolist(), strict=True))
-    return ImageIndex(root, _split(keys), labels, class_ids)
+    return ImageIndex(Path(str(root)), _split(keys), labels, class_ids)
 
 
 def _joined(names: tuple[str, ...] | list[str]) -> np.ndarray:
@@ -189,11 +227,12 @@ def _split(joined: np.ndarray) -> tuple[str, ...]:
     return tuple(os.fsdecode(name) for name in joined.tobytes().split(b"\0")[:-1])
 
 
-def open_array(store: Path | MemoryStore, name: str = "", mode: Any = "r") -> Any:
-    """Open one array by its name below `store`."""
+def open_array(root: "Root | MemoryStore", name: str = "", mode: Any = "r") -> Any:
+    """Open one array by its name below `root`."""
+    store = root if isinstance(root, MemoryStore) else place_of(root).arrays()
     # A chunk of fill values must be written, too. The setting is not stored with the array, and
     # open_array(config=...) of zarr 3.1.6 ignores it.
-    array = zarr.open_array(store, path=name, mode=mode)
+    array = zarr.open_array(store, path=name, mode=mode, zarr_format=3)
     return array.with_config({"write_empty_chunks": True})
 
 

@@ -21,3 +21,13 @@ class DamagedRecords(CacheError):
 
 class ReplayRefused(CacheError):
     """A replay that would not show the student what the teacher saw."""
+
+
+class StoreError(CacheError):
+    """An object store that refuses, or that did not answer for as long as was agreed."""
+
+
+class LocationError(CacheError):
+    """A path or URL that no cache can have."""
+
+    exit_code = 2

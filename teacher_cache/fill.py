@@ -18,15 +18,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from teacher_cache.arrays import ROWS_PER_CHECK
-from teacher_cache.errors import CacheError
+from teacher_cache.errors import CacheError, ReplayRefused
 from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Rendered, Request, ViewRenderer, rendered
 from teacher_cache.manifest import Manifest
+from teacher_cache.pixels import require_same_sample
+from teacher_cache.place import Root, place_of
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
-from teacher_cache.staging import sweep
 from teacher_cache.store import (
     Block,
     Cache,
@@ -37,26 +38,47 @@ from teacher_cache.store import (
 )
 from teacher_cache.teacher import Teacher
 from teacher_cache.topk import TopK, top_k
-from teacher_cache.work import Count, Work, take_tiles
+from teacher_cache.work import Count, Work, take_tiles, tiles_come_free
 
 
-def open_or_create(root: Path, recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> Cache:
+def open_or_create(
+    root: Root,
+    recipe: CacheRecipe,
+    index: ImageIndex,
+    teacher: Teacher,
+    *,
+    accept_pixel_libraries: bool = False,
+) -> Cache:
     """Open the cache to go on filling it, append views if the recipe has more, or create it.
 
+    Args:
+        root: where it lies.
+        recipe: what it is made from, and its number of views.
+        index: its images.
+        teacher: the network that it is to hold the answers of.
+        accept_pixel_libraries: where the libraries that touch pixels differ from the cache's,
+            compare a sample of pictures instead of refusing.
+
     Raises:
+        ReplayRefused: other pixel libraries, or, where they are accepted, other pixels.
         CacheError: the cache was made from another recipe, data set, teacher or pixel library.
     """
     manifest = _manifest(recipe, index, teacher)
-    sweep(root)
-    if not root.exists() or not any(root.iterdir()):
-        return create_cache(root, manifest, index)
-    cache = open_cache(root)
+    place_of(root).sweep()
+    is_new = not place_of(root).exists("zarr.json")
+    # another process may be quicker to create one, of another recipe
+    cache = create_cache(root, manifest, index) if is_new else open_cache(root)
     if differing := cache.manifest.differences(manifest):
         raise CacheError(
             f"cache {root} was made otherwise: " + "; ".join(differing) + ": use the same recipe, "
             "data and weights to continue it, or another --out"
         )
-    cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    try:
+        cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    except ReplayRefused:
+        if not accept_pixel_libraries:
+            raise
+        require_same_sample(cache, index)
     if recipe.views.count < cache.view_count:
         raise CacheError(
             f"cache {root} holds {cache.view_count} views, the recipe asks for "
@@ -94,17 +116,20 @@ def fill(
 
     Raises:
         ImagesError: an unreadable image, unless `images.skip_unreadable`.
-        OSError: the disk is full or cannot be written; committed blocks stay.
+        OSError, StoreError: the disk or store cannot be written; committed blocks stay.
     """
-    work: deque[Work] = deque()
-    requests = _requests(take_tiles(cache, recipe, rank, world_size), work)
-    stream = rendered(_renderer(index, recipe), requests, workers=recipe.loader.workers)
-    try:
-        with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
-            yield from _fill(cache, index, teacher, recipe, stream, work, committer)
-    finally:
-        for unfinished in work:
-            unfinished.held.release()
+    left = True
+    while left:
+        work: deque[Work] = deque()
+        requests = _requests(take_tiles(cache, recipe, rank, world_size), work)
+        stream = rendered(_renderer(index, recipe), requests, workers=recipe.loader.workers)
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+                yield from _fill(cache, index, teacher, recipe, stream, work, committer)
+        finally:
+            for unfinished in work:
+                unfinished.held.release()
+        left = yield from tiles_come_free(cache, recipe.storage.views_per_tile)
 
 
 def _fill(

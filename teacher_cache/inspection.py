@@ -1,6 +1,7 @@
 """What a cache holds, read off the manifest and the ledger, not off the records."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from teacher_cache.errors import DamagedRecords
@@ -15,13 +16,14 @@ def inspect(cache: Cache) -> dict[str, Any]:
         DamagedRecords: a ledger entry that cannot be read.
     """
     recipe = cache.manifest.parsed_recipe()
-    entries = [read_entry(cache.root, block) for block in sorted(committed_blocks(cache.root))]
+    blocks = sorted(committed_blocks(cache.root))
+    entries = list(cache.store.in_order(partial(read_entry, cache.root), blocks))
     if None in entries:
         raise DamagedRecords(f"{cache.root}: its ledger changed while it was read: try again")
     known = [entry for entry in entries if entry is not None]
     records = sum(len(cache.rows(entry.block.shard)) for entry in known)
     stored = sum(file.size for entry in known for file in entry.files)
-    everything = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
+    everything = cache.store.total_bytes()
     absent = sorted({row for entry in known for row in entry.absent_rows})
     left = missing_blocks(cache)
     missing = {block.view for block in left}

@@ -6,17 +6,14 @@ CRC-32C of itself.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
-from teacher_cache.durable import sync_folder
 from teacher_cache.errors import DamagedRecords
-from teacher_cache.staging import stage
+from teacher_cache.place import Root, place_of
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,77 +50,53 @@ def crc32c_of(data: bytes) -> int:
     return int(google_crc32c.value(data))
 
 
-def commit_entry(root: Path, entry: LedgerEntry) -> bool:
+def entry_key(block: BlockId) -> str:
+    """Where the entry of a block lies, below the cache."""
+    return f"ledger/{block.view}/{block.shard}.json"
+
+
+def commit_entry(root: Root, entry: LedgerEntry) -> bool:
     """Add an entry, durably, if its block has none; False when another writer was first."""
-    path = entry_path(root, entry.block)
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent.parent)
-    staged = stage(root, _encode(entry))
-    try:
-        os.link(staged.path, path)  # unlike a rename, a link fails where the name is taken
-    except FileExistsError:
-        return False
-    finally:
-        staged.release()
-    sync_folder(path.parent)
-    return True
+    return place_of(root).add(entry_key(entry.block), encode_entry(entry))
 
 
-def remove_entry(root: Path, block: BlockId) -> None:
-    """Forget a block, durably: its rows count as never filled."""
-    path = entry_path(root, block)
-    path.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def is_committed(root: Path, block: BlockId) -> bool:
+def is_committed(root: Root, block: BlockId) -> bool:
     """Whether the ledger names the block."""
-    return entry_path(root, block).exists()
+    return place_of(root).exists(entry_key(block))
 
 
-def committed_blocks(root: Path) -> set[BlockId]:
+def committed_blocks(root: Root) -> set[BlockId]:
     """Every block that the ledger names."""
-    return {
-        BlockId(int(folder.name), int(name.removesuffix(".json")))
-        for folder in _view_folders(root)
-        for name in (file.name for file in folder.iterdir())
-        if name.endswith(".json") and not name.startswith(".")
-    }
+    found = set()
+    for key in place_of(root).keys("ledger"):
+        _, _, place = key.partition("/")
+        view, _, shard = place.removesuffix(".json").partition("/")
+        if view.isdigit() and shard.isdigit() and key.endswith(".json"):
+            found.add(BlockId(int(view), int(shard)))
+    return found
 
 
-def read_entry(root: Path, block: BlockId) -> LedgerEntry | None:
+def read_entry(root: Root, block: BlockId) -> LedgerEntry | None:
     """The entry of a block, or None where it is not committed.
 
     Raises:
         DamagedRecords: an entry that is not what `commit_entry` wrote.
     """
-    path = entry_path(root, block)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    data = place_of(root).read(entry_key(block))
+    if data is None:
         return None
     try:
-        return _decode(data, block)
+        return decode_entry(data, block)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedRecords(
-            f"ledger entry {path} is damaged ({error}): run `verify-cache {root} --repair`, then "
-            "the same cache-teacher command, which computes just this block anew"
+            f"ledger entry {root}/{entry_key(block)} is damaged ({error}): run `verify-cache "
+            f"{root} --repair`, then the same cache-teacher command, which computes just this "
+            "block anew"
         ) from None
 
 
-def _view_folders(root: Path) -> Iterator[Path]:
-    ledger = root / "ledger"
-    if ledger.is_dir():
-        yield from (folder for folder in ledger.iterdir() if folder.name.isdigit())
-
-
-def entry_path(root: Path, block: BlockId) -> Path:
-    """Where the entry of a block lies."""
-    return root / "ledger" / str(block.view) / f"{block.shard}.json"
-
-
-def _encode(entry: LedgerEntry) -> bytes:
+def encode_entry(entry: LedgerEntry) -> bytes:
+    """The bytes of an entry, with their own checksum."""
     document: dict[str, Any] = {
         "view": entry.block.view,
         "shard": entry.block.shard,
@@ -135,7 +108,12 @@ def _encode(entry: LedgerEntry) -> bytes:
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
-def _decode(data: bytes, block: BlockId) -> LedgerEntry:
+def decode_entry(data: bytes, block: BlockId) -> LedgerEntry:
+    """The inverse of `encode_entry`.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not the bytes of this block's entry.
+    """
     document = json.loads(data)
     if not isinstance(document, dict):
         raise TypeError("it is no JSON object")

@@ -73,7 +73,7 @@ class Manifest:
             raise ReplayRefused(
                 "the cache was filled with other pixel libraries: "
                 + "; ".join(differing)
-                + ": install the cache's versions, or fill a new cache; train-student "
+                + ": install the cache's versions, or fill a new cache; "
                 "--accept-pixel-libraries goes on if a sample of the pixels is the same"
             )
 

@@ -1,27 +1,27 @@
-"""The cache on disk: record arrays whose blocks are committed, checked and read by the ledger.
+"""The cache: record arrays whose blocks are committed, checked and read by the ledger.
 
 V views, N rows (images), K kept classes, T temperatures, S rows a shard. docs/cache-format.md
 specifies the format; teacher_cache/ledger.py says what of it exists.
 """
 
-import errno
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import zarr
 
 from teacher_cache.arrays import (
-    create_arrays,
     decode_shard,
     encode_shard,
-    open_array,
+    first_files,
+    grown,
     quiet_zarr,
     read_index,
     shard_key,
+    views_described,
 )
-from teacher_cache.durable import sync_folder, sync_tree
 from teacher_cache.encodings import stored_logp
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords
 from teacher_cache.images import ImageIndex
@@ -36,15 +36,14 @@ from teacher_cache.ledger import (
     BlockId,
     LedgerEntry,
     StoredFile,
-    commit_entry,
     committed_blocks,
     crc32c_of,
+    entry_key,
     is_committed,
     read_entry,
-    remove_entry,
 )
 from teacher_cache.manifest import Manifest
-from teacher_cache.staging import Held, hold_folder_beside, publishing, stage
+from teacher_cache.place import Place, Root, place_of
 from teacher_cache.topk import TopK
 
 
@@ -52,12 +51,17 @@ from teacher_cache.topk import TopK
 class Cache:
     """An open cache: where it lies, what it was made from, which images its rows are."""
 
-    root: Path
+    root: Root
     manifest: Manifest
     index: ImageIndex
     """The index as stored; its root is the cache's, so rebase it before reading images."""
     view_count: int
     rows_per_shard: int
+
+    @property
+    def store(self) -> Place:
+        """What lies below the root."""
+        return place_of(self.root)
 
     def blocks(self) -> list[BlockId]:
         """Every block of a full cache, views first: the order in which they are filled."""
@@ -110,73 +114,63 @@ def checked_row(view: int, entry: int) -> int:
     return ROWS_PER_CHECK * entry + view % ROWS_PER_CHECK
 
 
-def create_cache(root: Path, manifest: Manifest, index: ImageIndex) -> Cache:
+def create_cache(root: Root, manifest: Manifest, index: ImageIndex) -> Cache:
     """Create an empty cache, whole or not at all, or open the one that another process just made.
 
     Raises:
         CacheError: `root` exists and is not a cache.
     """
-    root = root.resolve()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = hold_folder_beside(root)
-    try:
-        create_arrays(temporary.path, manifest, index)
-        sync_tree(temporary.path)
-        temporary.path.rename(root)
-        sync_folder(root.parent)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise CacheError(
-                f"{root} is a mount point, which a cache cannot replace: choose a folder in it, "
-                f"such as --out {root}/cache"
-            ) from None
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        if not (root / "zarr.json").exists():
-            raise CacheError(
-                f"{root} exists and is not a cache: choose another --out, or empty it"
-            ) from None
-    finally:
-        temporary.release()
+    root = root.resolve() if isinstance(root, Path) else root
+    place_of(root).create(first_files(manifest, index))
     return open_cache(root)
 
 
-def open_cache(root: Path) -> Cache:
+def open_cache(root: Root) -> Cache:
     """Open a cache for reading or filling.
 
     Raises:
         CacheError: nothing there, no cache, or a damaged manifest or index.
     """
-    if not (root / "zarr.json").is_file():
+    manifest, index = read_origin(root)
+    # the fewest: a crash while views are appended may leave some arrays longer
+    view_count = min(views_described(root, name) for name in RECORD_ARRAYS)
+    rows_per_shard = int(manifest.recipe["storage"]["rows_per_shard"])
+    return Cache(root, manifest, index, view_count, rows_per_shard)
+
+
+def read_origin(root: Root) -> tuple[Manifest, ImageIndex]:
+    """What a cache was made from, and its images.
+
+    Raises:
+        CacheError: nothing there, no cache, or a damaged manifest or index.
+    """
+    group = place_of(root).read("zarr.json")
+    if group is None:
         raise CacheError(
             f"{root}: no cache there; fill one with `cache-teacher RECIPE --data DIR --out {root}`"
         )
     try:
+        manifest = Manifest.from_json(json.loads(group)["attributes"], source=str(root))
         with quiet_zarr():
-            manifest = Manifest.from_json(
-                dict(zarr.open_group(root, mode="r").attrs), source=str(root)
-            )
             index = read_index(root)
-            # the fewest: a crash while views are appended may leave some arrays longer
-            view_count = min(open_array(root, name).shape[0] for name in RECORD_ARRAYS)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         if isinstance(error, CacheError):
             raise
-        raise CacheError(f"{root}: cannot be read as a cache: {error}") from error
+        raise CacheError(
+            f"{root}: its manifest or index cannot be read as a cache's ({error}): restore "
+            "zarr.json, keys, labels, classes and class_ids from a copy, or from a new cache that "
+            "the same cache-teacher command starts elsewhere; the records stay"
+        ) from error
     if index.digest() != manifest.index_digest:
         raise CacheError(f"{root}: its image index is damaged: restore keys, labels and classes")
-    rows_per_shard = int(manifest.recipe["storage"]["rows_per_shard"])
-    return Cache(root, manifest, index, view_count, rows_per_shard)
+    return manifest, index
 
 
 def append_views(cache: Cache, view_count: int) -> Cache:
     """Make room for more views; what is there stays as it is. Safe to repeat after a crash."""
     if view_count > cache.view_count:
-        with publishing(cache.root), quiet_zarr():
-            for name in RECORD_ARRAYS:
-                array = open_array(cache.root, name, mode="r+")
-                if array.shape[0] < view_count:
-                    array.resize((view_count, *array.shape[1:]))
+        for name in RECORD_ARRAYS:
+            cache.store.update(f"{name}/zarr.json", partial(grown, view_count=view_count))
     return open_cache(cache.root)
 
 
@@ -193,15 +187,13 @@ def complete_views(cache: Cache) -> list[int]:
 
 
 def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None:
-    """Commit one block: write its files aside, flush them, move them into place, name them.
+    """Commit one block: encode its files, publish them, name them in the ledger.
 
-    Any number of processes may write the same block: the first one's records stay, whole, and the
-    others' are thrown away. A crash leaves files that the ledger does not name, which the next
-    writer of the block replaces.
+    Any number of processes may write the same block: the first one's records stay, whole.
 
     Raises:
         ValueError: records of another shape than the block's rows.
-        OSError: the disk is full or cannot be written; nothing is committed then.
+        OSError, StoreError: it cannot be written; nothing is committed then.
     """
     rows = cache.rows(block.id.shard)
     if len(block.topk.ids_BK) != len(rows):
@@ -210,26 +202,17 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None
         return
     logp = stored_logp(block.topk.logp_BK, cache.layout().encoding)
     values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check)
-    staged: dict[str, tuple[bytes, Held]] = {}
-    try:
-        for name, value in zip(RECORD_ARRAYS, values, strict=True):
-            data = encode_shard(cache.root, block.id, rows, name, value)
-            staged[shard_key(name, block.id)] = (data, stage(cache.root, data))
-        with publishing(cache.root):
-            if not is_committed(cache.root, block.id):
-                files = _move_into_place(cache.root, staged)
-                commit_entry(cache.root, LedgerEntry(block.id, files, block.absent_rows, producer))
-    finally:
-        for _, held in staged.values():
-            held.release()
+    files = {
+        shard_key(name, block.id): encode_shard(cache.root, block.id, rows, name, value)
+        for name, value in zip(RECORD_ARRAYS, values, strict=True)
+    }
+    stored = tuple(StoredFile(key, len(data), crc32c_of(data)) for key, data in files.items())
+    cache.store.publish(LedgerEntry(block.id, stored, block.absent_rows, producer), files)
 
 
 def drop_block(cache: Cache, block: BlockId) -> None:
     """Forget a block and remove its files, so that the next cache-teacher computes it anew."""
-    with publishing(cache.root):
-        remove_entry(cache.root, block)
-        for name in RECORD_ARRAYS:
-            (cache.root / shard_key(name, block)).unlink(missing_ok=True)
+    cache.store.withdraw(entry_key(block), [shard_key(name, block) for name in RECORD_ARRAYS])
 
 
 def read_slab(cache: Cache, view: int, memory: Memory = private_memory) -> Slab:
@@ -247,10 +230,11 @@ def read_slab(cache: Cache, view: int, memory: Memory = private_memory) -> Slab:
     entries = _entries_of(cache, view)
     layout = cache.layout()
     arrays = layout.arrays_in(memory(layout.nbytes))
-    for entry in entries:
+    verified = cache.store.in_order(partial(_verified, cache), entries)
+    for entry, files in zip(entries, verified, strict=True):
         try:
             # decoded from the very bytes that were verified
-            for name, data in _verified(cache, entry).items():
+            for name, data in files.items():
                 decode_shard(name, entry.block.shard, data, layout, arrays[name])
         except ValueError as error:
             if isinstance(error, CacheError):
@@ -277,16 +261,16 @@ def _entries_of(cache: Cache, view: int) -> list[LedgerEntry]:
         raise MissingRecords(
             f"cache {cache.root} holds views 0-{cache.view_count - 1}, asked for view {view}"
         )
+    blocks = [block for block in cache.blocks() if block.view == view]
     entries = []
-    for block in cache.blocks():
-        if block.view == view:
-            entry = read_entry(cache.root, block)
-            if entry is None:
-                raise MissingRecords(
-                    f"{place(cache, block)}: not filled yet: run the same cache-teacher command "
-                    "again"
-                )
-            entries.append(entry)
+    for block, entry in zip(
+        blocks, cache.store.in_order(partial(read_entry, cache.root), blocks), strict=True
+    ):
+        if entry is None:
+            raise MissingRecords(
+                f"{place(cache, block)}: not filled yet: run the same cache-teacher command again"
+            )
+        entries.append(entry)
     return entries
 
 
@@ -313,17 +297,10 @@ def damage_of(file: StoredFile | None, data: bytes | None) -> str | None:
     return None if crc32c_of(data) == file.crc32c else "is not what was committed"
 
 
-def read_file(path: Path) -> bytes | None:
-    """A file's bytes, or None where there is none."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-
-
 def absent_rows(cache: Cache) -> frozenset[int]:
     """Rows that some committed block marks as absent: their image could not be read."""
-    entries = (read_entry(cache.root, block) for block in committed_blocks(cache.root))
+    blocks = sorted(committed_blocks(cache.root))
+    entries = cache.store.in_order(partial(read_entry, cache.root), blocks)
     return frozenset(row for entry in entries if entry for row in entry.absent_rows)
 
 
@@ -331,7 +308,7 @@ def _verified(cache: Cache, entry: LedgerEntry) -> dict[str, bytes]:
     """The bytes of a block's files, by array."""
     found = {}
     for name, (key, file) in zip(RECORD_ARRAYS, expected_files(entry).items(), strict=True):
-        data = read_file(cache.root / key)
+        data = cache.store.read(key)
         damage = damage_of(file, data)
         if data is None or damage:
             raise DamagedRecords(
@@ -341,19 +318,3 @@ def _verified(cache: Cache, entry: LedgerEntry) -> dict[str, bytes]:
             )
         found[name] = data
     return found
-
-
-def _move_into_place(
-    root: Path, staged: Mapping[str, tuple[bytes, Held]]
-) -> tuple[StoredFile, ...]:
-    folders = set()
-    for key, (data, held) in staged.items():
-        path = root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held.path.replace(path)
-        folders |= {root / folder for folder in Path(key).parents}
-        if path.stat().st_size != len(data):
-            raise OSError(errno.EIO, "a file on disk is shorter than what was written", str(path))
-    for folder in folders:
-        sync_folder(folder)
-    return tuple(StoredFile(key, len(data), crc32c_of(data)) for key, (data, _) in staged.items())

@@ -4,10 +4,9 @@ V views, N rows, S rows a shard.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from teacher_cache.arrays import (
@@ -15,21 +14,22 @@ from teacher_cache.arrays import (
     array_documents,
     chunk_index,
     shard_key,
+    views_described,
 )
-from teacher_cache.durable import write_atomic
-from teacher_cache.errors import DamagedRecords
+from teacher_cache.errors import CacheError, DamagedRecords
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK
 from teacher_cache.ledger import (
     BlockId,
     LedgerEntry,
     committed_blocks,
     crc32c_of,
-    entry_path,
+    entry_key,
     is_committed,
     read_entry,
 )
-from teacher_cache.staging import FOLDER, abandoned, publishing, sweep
-from teacher_cache.store import Cache, damage_of, drop_block, expected_files, read_file
+from teacher_cache.place import Root, place_of
+from teacher_cache.staging import FOLDER
+from teacher_cache.store import Cache, damage_of, drop_block, expected_files, read_origin
 
 _ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that was never written."""
@@ -53,8 +53,9 @@ class Verification:
     damage: tuple[Damage, ...]
     missing: tuple[BlockId, ...]
     """Blocks that the ledger lacks: not filled yet."""
-    strays: tuple[Path, ...]
-    """Files that no ledger entry names: what killed writers left, or others' files."""
+    strays: tuple[str, ...]
+    """Files, by their paths below the cache, that no ledger entry names: what killed writers left,
+    or others' files."""
     blocks: int
     bytes: int
     """How many bytes of records were read and checked."""
@@ -70,20 +71,14 @@ def verify(cache: Cache) -> Verification:
     damage = list(_wrong_descriptions(cache))
     grid, named = set(cache.blocks()), committed_blocks(cache.root)
     size = 0
-    for block in sorted(grid & named):
-        try:
-            entry = read_entry(cache.root, block)
-        except DamagedRecords as error:
-            damage.append(Damage(_entry_name(block), _reason(error), block))
-            continue
-        if entry is not None:
-            size += sum(file.size for file in entry.files)
-            damage += _damaged_files(cache, entry)
+    for found, read in cache.store.in_order(partial(_damaged_block, cache), sorted(grid & named)):
+        damage += found
+        size += read
     damage += [
-        Damage(_entry_name(block), "names a block outside the cache", block)
+        Damage(entry_key(block), "names a block outside the cache", block)
         for block in sorted(named - grid)
     ]
-    strays = (*_strays(cache), *abandoned(cache.root))
+    strays = (*_strays(cache), *cache.store.abandoned())
     return Verification(
         tuple(damage), tuple(sorted(grid - named)), tuple(sorted(set(strays))), len(grid), size
     )
@@ -96,15 +91,41 @@ def repair(cache: Cache, found: Verification) -> None:
     if wrong := [damage.file for damage in found.damage if damage.block is None]:
         documents = array_documents(cache.manifest, len(cache.index))
         for file in wrong:
-            document = documents[Path(file).parts[0]]
+            document = documents[file.partition("/")[0]]
             document["shape"][0] = cache.view_count
-            write_atomic(cache.root / file, json.dumps(document, indent=2).encode())
-    sweep(cache.root)
-    with publishing(cache.root):
-        for path in found.strays:
-            owner = _block_of(path.relative_to(cache.root)) if cache.root in path.parents else None
+            cache.store.replace(file, json.dumps(document, indent=2).encode())
+    cache.store.sweep()
+    with cache.store.alone():
+        for key in found.strays:
+            owner = _block_of(key)
             if owner is None or not is_committed(cache.root, owner):  # it may be, by now
-                path.unlink(missing_ok=True)
+                cache.store.remove(key)
+
+
+def restore_descriptions(root: Root) -> list[str]:
+    """Write anew the record arrays' `zarr.json` that cannot be read at all; which they were.
+
+    Without them a cache cannot be opened. The manifest says what they hold but the number of views,
+    which the other arrays say, or else the ledger.
+
+    Raises:
+        CacheError: as `read_origin`.
+    """
+    manifest, index = read_origin(root)
+    views: list[int] = []
+    unreadable = []
+    for name in RECORD_ARRAYS:
+        try:
+            views.append(views_described(root, name))
+        except CacheError:
+            unreadable.append(name)
+    documents = array_documents(manifest, len(index)) if unreadable else {}
+    views = views or [1 + max((block.view for block in committed_blocks(root)), default=-1)]
+    for name in unreadable:
+        documents[name]["shape"][0] = max(manifest.parsed_recipe().views.count, min(views))
+        document = json.dumps(documents[name], indent=2).encode()
+        place_of(root).replace(f"{name}/zarr.json", document)
+    return [f"{name}/zarr.json" for name in unreadable]
 
 
 def report(cache: Cache, found: Verification, *, seconds: float) -> dict[str, Any]:
@@ -126,21 +147,32 @@ def report(cache: Cache, found: Verification, *, seconds: float) -> dict[str, An
             {**rows_of(damage.block), "file": damage.file, "what": damage.what}
             for damage in found.damage
         ],
-        "stray files": [str(path) for path in found.strays],
+        "stray files": [f"{cache.root}/{key}" for key in found.strays],
         "bytes": found.bytes,
         "seconds": round(seconds, 3),
     }
 
 
+def _damaged_block(cache: Cache, block: BlockId) -> tuple[list[Damage], int]:
+    """What is wrong with a block that the ledger names, and the bytes it weighs."""
+    try:
+        entry = read_entry(cache.root, block)
+    except DamagedRecords as error:
+        return [Damage(entry_key(block), _reason(error), block)], 0
+    if entry is None:
+        return [], 0
+    return list(_damaged_files(cache, entry)), sum(file.size for file in entry.files)
+
+
 def _damaged_files(cache: Cache, entry: LedgerEntry) -> Iterator[Damage]:
     for key, file in expected_files(entry).items():
-        data = read_file(cache.root / key)
+        data = cache.store.read(key)
         what = damage_of(file, data) or _wrong_chunks(cache, key, data or b"", entry.block)
         if what:
             yield Damage(key, what, entry.block)
     rows = cache.rows(entry.block.shard)
     if not all(row in rows for row in entry.absent_rows):
-        yield Damage(_entry_name(entry.block), "names absent rows of another block", entry.block)
+        yield Damage(entry_key(entry.block), "names absent rows of another block", entry.block)
 
 
 def _wrong_chunks(cache: Cache, key: str, data: bytes, block: BlockId) -> str | None:
@@ -171,38 +203,33 @@ def _wrong_chunks(cache: Cache, key: str, data: bytes, block: BlockId) -> str | 
 def _wrong_descriptions(cache: Cache) -> Iterator[Damage]:
     """Record arrays whose `zarr.json` is not what the manifest asks for."""
     for name, document in array_documents(cache.manifest, len(cache.index)).items():
-        found = json.loads((cache.root / name / "zarr.json").read_bytes())
+        found = json.loads(cache.store.read(f"{name}/zarr.json") or b"null")
         document["shape"][0] = found["shape"][0]  # views may have been appended
         if found != document:
             yield Damage(f"{name}/zarr.json", "is not what the manifest describes")
 
 
-def _strays(cache: Cache) -> Iterator[Path]:
-    files = [Path(folder) / name for folder, _, names in os.walk(cache.root) for name in names]
+def _strays(cache: Cache) -> Iterator[str]:
+    files = list(cache.store.keys())
     named = committed_blocks(cache.root)  # after the listing: writers may be at work
     known = {"zarr.json", f"{FOLDER}/lock"}
     known |= {f"{name}/zarr.json" for name in (*RECORD_ARRAYS, *INDEX_ARRAYS)}
-    known |= {_entry_name(block) for block in named}
+    known |= {entry_key(block) for block in named}
     known |= {shard_key(name, block) for name in RECORD_ARRAYS for block in named}
     # the index's chunks are covered by its digest; what lies in staging, `abandoned` judges
     covered = (*(f"{name}/c/" for name in INDEX_ARRAYS), f"{FOLDER}/")
-    for path in files:
-        key = path.relative_to(cache.root).as_posix()
+    for key in files:
         if key not in known and not key.startswith(covered):
-            yield path
+            yield key
 
 
-def _block_of(key: Path) -> BlockId | None:
+def _block_of(key: str) -> BlockId | None:
     """Whose shard a path below the cache is."""
-    match key.parts:
+    match key.split("/"):
         case (name, "c", view, shard, *_) if name in RECORD_ARRAYS and (view + shard).isdigit():
             block = BlockId(int(view), int(shard))
-            return block if shard_key(name, block) == key.as_posix() else None
+            return block if shard_key(name, block) == key else None
     return None
-
-
-def _entry_name(block: BlockId) -> str:
-    return entry_path(Path(), block).as_posix()
 
 
 def _reason(error: DamagedRecords) -> str:

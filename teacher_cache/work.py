@@ -3,7 +3,8 @@
 B rows of a batch, G views of a tile.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,10 +12,12 @@ import numpy as np
 
 from teacher_cache.ledger import BlockId, committed_blocks, is_committed
 from teacher_cache.loader import Request
+from teacher_cache.place import Claim
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.staging import Held, claim
 from teacher_cache.store import Cache, missing_blocks
+
+_TRIED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def missing_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
 class Work:
     """A tile that this process holds, what is missing of it, and its batches."""
 
-    held: Held
+    held: Claim
     shard: int
     views: tuple[int, ...]
     requests: list[Request]
@@ -56,7 +59,7 @@ def take_tiles(cache: Cache, recipe: CacheRecipe, rank: int, world_size: int) ->
         tiles = missing_tiles(cache, recipe.storage.views_per_tile)
         others = [tile for place, tile in enumerate(tiles) if place % world_size != rank]
         for tile in [*tiles[rank::world_size], *others]:
-            held = claim(cache.root, f"tile-{tile.shard}-{tile.views[0]}")
+            held = cache.store.claim(_name_of(tile))
             if held is None:
                 continue
             views = tuple(
@@ -68,6 +71,24 @@ def take_tiles(cache: Cache, recipe: CacheRecipe, rank: int, world_size: int) ->
             found = True
             requests = _batches(cache, Tile(tile.shard, views), recipe.teacher.batch_size)
             yield Work(held, tile.shard, views, requests)
+
+
+def tiles_come_free(cache: Cache, views_per_tile: int) -> Generator[Progress, None, bool]:
+    """Wait for the tiles of others; whether one is to be taken, because its writer was killed.
+
+    On a disk there is nothing to wait for. In a bucket a killed writer's claims stand for a while.
+    """
+    deadline = time.monotonic() + cache.store.claims_outlive_s()
+    count = Count(cache)
+    while time.monotonic() < deadline and (tiles := missing_tiles(cache, views_per_tile)):
+        for tile in tiles[:_TRIED_AT_ONCE]:
+            if (held := cache.store.claim(_name_of(tile))) is not None:
+                held.release()
+                return True
+        time.sleep(1.0)
+        count.look()
+        yield count.progress(0)
+    return False
 
 
 class Count:
@@ -101,6 +122,10 @@ class Count:
         """Where the job is, with `at_hand` records of the tile that is being computed."""
         done = min(self.finished + at_hand, self.total)
         return Progress(done, self.total, "records", resumed=self.resumed)
+
+
+def _name_of(tile: Tile) -> str:
+    return f"tile-{tile.shard}-{tile.views[0]}"
 
 
 def _batches(cache: Cache, tile: Tile, batch_size: int) -> list[Request]:

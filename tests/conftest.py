@@ -71,6 +71,25 @@ def own_cache(filled, tmp_path):
     return Path(shutil.copytree(filled.root, tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session")
+def bucket_server():
+    """An S3 endpoint of this test process's own."""
+    from buckets import start_bucket_server
+
+    process, server = start_bucket_server()
+    yield server
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def bucket(bucket_server, tmp_path, monkeypatch):
+    """An empty prefix of it, and the environment that leads there."""
+    for name, value in bucket_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return bucket_server.folder(f"{tmp_path.parent.name}/{tmp_path.name}")
+
+
 @dataclass(frozen=True)
 class Done:
     """What a command left behind."""

@@ -1,15 +1,17 @@
 import itertools
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from small import build_teacher, cache_recipe, fill_cache
+from small import build_teacher, cache_document, cache_recipe, fill_cache, to_toml
 
 from teacher_cache.errors import CacheError
 from teacher_cache.fill import fill, open_or_create
 from teacher_cache.images import ImagesError, index_folder
 from teacher_cache.ledger import BlockId, read_entry
+from teacher_cache.recipe import digest_of
 from teacher_cache.render import decode_image, pixel_crc, render
 from teacher_cache.store import absent_rows, checked_row, missing_blocks, open_cache, read_slab
 from teacher_cache.topk import top_k
@@ -137,6 +139,28 @@ def test_another_recipe_into_the_same_cache_is_refused(filled, scans, changes, w
     recipe, index = cache_recipe(**changes), index_folder(scans / "train")
     with pytest.raises(CacheError, match=words):
         open_or_create(filled.root, recipe, index, build_teacher(recipe, index))
+
+
+def test_other_pixel_libraries_go_on_only_if_asked_and_only_with_the_same_pixels(
+    cli, own_cache, own_scans, tmp_path
+):
+    document = json.loads((own_cache / "zarr.json").read_text())
+    manifest = document["attributes"]["retort"]
+    manifest["pixel_libraries"]["pillow"] = "1.0"
+    document["attributes"]["retort_sha256"] = digest_of(manifest)
+    (own_cache / "zarr.json").write_text(json.dumps(document))
+    recipe = tmp_path / "cache.toml"
+    recipe.write_text(to_toml(cache_document()))
+    grow = ["cache-teacher", recipe, "--data", own_scans / "train", "--out", own_cache]
+    done = cli(*grow, "--views", 4, check=1)
+    assert "pillow 1.0 in the cache" in done.stderr
+    assert "complete" in cli(*grow, "--views", 4, "--accept-pixel-libraries").stdout
+    key = open_cache(own_cache).index.keys[32]  # checked in view 0
+    replaced = (own_scans / "train" / open_cache(own_cache).index.keys[70]).read_bytes()
+    (own_scans / "train" / key).write_bytes(replaced)
+    done = cli(*grow, "--views", 5, "--accept-pixel-libraries", check=1)
+    assert "sampled pictures are not those the teacher" in done.stderr
+    assert open_cache(own_cache).view_count == 4
 
 
 def test_another_data_set_into_the_same_cache_is_refused(filled, own_scans):

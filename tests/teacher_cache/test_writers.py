@@ -42,17 +42,17 @@ def test_many_writers_of_the_same_block_leave_the_records_of_exactly_one(tmp_pat
 
 def test_a_writer_that_comes_late_does_not_touch_what_another_has_committed(tmp_path, monkeypatch):
     """The other commits between this writer's look at the ledger and its move into place."""
-    from teacher_cache import store
+    from teacher_cache import disk
 
     cache = new_cache(tmp_path / "cache")
-    block, stage = cache.blocks()[0], store.stage
+    block, stage = cache.blocks()[0], disk.stage
 
     def stage_while_another_commits(root, data):
-        monkeypatch.setattr(store, "stage", stage)
+        monkeypatch.setattr(disk, "stage", stage)
         write_block(cache, block_of(cache, block, seed=1), {"host": "other"})
         return stage(root, data)
 
-    monkeypatch.setattr(store, "stage", stage_while_another_commits)
+    monkeypatch.setattr(disk, "stage", stage_while_another_commits)
     write_block(cache, block_of(cache, block, seed=2), {"host": "late"})
     assert committed_blocks(cache.root) == {block}
     found = verify(cache)

@@ -1,0 +1,246 @@
+"""A cache in an object store: atomic objects, put-if-absent, and no locks.
+
+How writers who cannot lock each other out stay harmless: `Bucket.publish`.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from teacher_cache.errors import CacheError, DamagedRecords, StoreError
+from teacher_cache.lease import FOLDER, HEARTBEAT_S, LEASE_S, HeldObject, Writer, dead_keys
+from teacher_cache.ledger import LedgerEntry, crc32c_of, decode_entry, encode_entry, entry_key
+from teacher_cache.objects import Objects, open_objects
+
+AT_ONCE = 16
+"""Requests in flight: one answer takes tens of milliseconds, a slab has hundreds of them."""
+GRACE_S = 5.0
+"""A living writer that has put a block's first file commits within this, as a rule."""
+ROUNDS = 5
+_LOOKS = 10
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def open_bucket(url: str) -> "Bucket":
+    """The place below a URL; nothing is asked of the store yet.
+
+    Raises:
+        LocationError, StoreError: as `open_objects`.
+    """
+    objects = open_objects(url)
+    return Bucket(objects, Writer(objects))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bucket:
+    """A `Place` below a URL; `Place` says what each method does."""
+
+    objects: Objects
+    writer: Writer
+    grace_s: float = GRACE_S
+
+    def __str__(self) -> str:
+        return self.objects.url
+
+    def read(self, key: str) -> bytes | None:  # noqa: D102
+        found = self.objects.get(key)
+        return None if found is None else found[0]
+
+    def exists(self, key: str) -> bool:  # noqa: D102
+        return self.objects.head(key) is not None
+
+    def keys(self, below: str = "") -> Iterator[str]:  # noqa: D102
+        return (stored.key for stored in self.objects.list(below))
+
+    def total_bytes(self) -> int:  # noqa: D102
+        return sum(stored.size for stored in self.objects.list())
+
+    def add(self, key: str, data: bytes) -> bool:  # noqa: D102
+        return self.objects.create(key, data)
+
+    def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
+        """The object is replaced only if it is still the one that was changed (If-Match)."""
+        while (found := self.objects.get(key)) is not None:
+            data, tag = found
+            after = change(data)
+            if after == data or self.objects.swap(key, after, tag):
+                return
+        raise CacheError(f"{self}/{key} is missing: run `verify-cache {self} --repair`")
+
+    def replace(self, key: str, data: bytes) -> None:  # noqa: D102
+        self.objects.put(key, data)
+
+    def remove(self, key: str) -> None:  # noqa: D102
+        self.objects.delete(key)
+
+    def create(self, files: Mapping[str, bytes]) -> None:
+        """Everything else first, `zarr.json` last and if absent: without it there is no cache.
+
+        What a creation that was killed left is taken over, or replaced.
+        """
+        others = {key for key in self.keys() if key not in files and not key.startswith(FOLDER)}
+        if others and not self.exists("zarr.json"):
+            raise CacheError(
+                f"{self} holds something else ({min(others)}, ...) and is not a cache: choose "
+                "another --out, or empty it"
+            )
+        rest = {key: data for key, data in files.items() if key != "zarr.json"}
+        for key in self._foreign(rest):
+            if self.exists("zarr.json"):
+                return
+            self.replace(key, rest[key])
+        if self.add("zarr.json", files["zarr.json"]) and self._tags(rest) is None:
+            raise CacheError(
+                f"{self}: another process creates another cache there: choose another --out, or "
+                "empty it"
+            )
+
+    def publish(self, entry: LedgerEntry, files: Mapping[str, bytes]) -> None:
+        """Put each file if absent, read all back, name them if unnamed, look again.
+
+        A record depends on the recipe and the device model, so two writers of a block on the same
+        model put the same bits, and neither can hurt the other. Only where other bits are met, and
+        the ledger does not name them after a while, are they replaced: a killed writer of another
+        device model left them. Should that writer still live, or two meet like this, either the
+        reading back, or the look after the commit, or the loser's look at the winner's files finds
+        it: whose entry is not true takes it away and starts over. What even these miss (a request
+        that the network held back for longer) readers refuse, and verify-cache finds.
+
+        Raises:
+            DamagedRecords: the block that another writer committed is not whole.
+            StoreError: the store refuses or is silent; or others replace this block all the time.
+        """
+        name, text = entry_key(entry.block), encode_entry(entry)
+        for round_ in range(ROUNDS):
+            if self._is_committed_whole(name, entry, asked_before=round_ > 0):
+                return
+            if foreign := self._foreign(files):
+                if self._appears(name, within_s=self.grace_s * 2**round_):
+                    continue
+                for key in foreign:
+                    self.replace(key, files[key])
+            tags = self._tags(files)
+            if tags is None or not self.add(name, text):
+                continue
+            if self._tags(files) == tags:
+                return
+            self.remove(name)
+        raise StoreError(
+            f"{self}/{name}: other writers replaced this block's files {ROUNDS} times: fill one "
+            "cache from one device model at a time, or wait for the others"
+        )
+
+    def withdraw(self, entry_key: str, file_keys: Iterable[str]) -> None:
+        """Files first: while the ledger names the block, no writer puts it anew in between."""
+        for key in file_keys:
+            self.remove(key)
+        self.remove(entry_key)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """No store locks; `publish` looks again after it has committed."""
+        return nullcontext()
+
+    def claim(self, name: str) -> HeldObject | None:  # noqa: D102
+        return self.writer.claim(name)
+
+    def claims_outlive_s(self) -> float:  # noqa: D102
+        return LEASE_S + HEARTBEAT_S
+
+    def look_every_s(self) -> float:  # noqa: D102
+        return 2.0
+
+    def abandoned(self) -> list[str]:  # noqa: D102
+        return dead_keys(self.objects, self.writer)
+
+    def sweep(self) -> None:  # noqa: D102
+        for key in self.abandoned():
+            self.remove(key)
+
+    def in_order(  # noqa: D102
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[Result]:
+        running: deque[Future[Result]] = deque()
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="store") as pool:
+            try:
+                for item in items:
+                    running.append(pool.submit(function, item))
+                    if len(running) == AT_ONCE:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
+            finally:
+                for future in running:
+                    future.cancel()
+
+    def arrays(self) -> Any:
+        """Zarr's own store over obstore; what it reads whole is asked for as patiently as ours."""
+        from zarr.storage import ObjectStore
+
+        bucket = self
+
+        class Patient(ObjectStore):  # type: ignore[type-arg]
+            async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+                if byte_range is not None:
+                    return await super().get(key, prototype, byte_range)
+                data = await asyncio.to_thread(bucket.read, key)
+                return None if data is None else prototype.buffer.from_bytes(data)
+
+        return Patient(self.objects.client, read_only=True)
+
+    def _foreign(self, files: Mapping[str, bytes]) -> list[str]:
+        """Put each file if absent; the keys at which other bytes lie."""
+        mine = self.in_order(lambda item: self.add(*item), files.items())
+        return [key for key, ok in zip(files, mine, strict=True) if not ok]
+
+    def _tags(self, files: Mapping[str, bytes]) -> list[str] | None:
+        """The tags of the stored files, read back; None if any is not what it should be."""
+        found = list(self.in_order(self.objects.get, files))
+        if any(f is None or f[0] != data for f, data in zip(found, files.values(), strict=True)):
+            return None
+        return [f[1] for f in found if f is not None]
+
+    def _appears(self, key: str, *, within_s: float) -> bool:
+        """Whether an object comes to be meanwhile; of two that wait, one waits longer.
+
+        Looks are counted, not seconds: in an outage nobody could have committed.
+        """
+        pause_s = within_s / _LOOKS * random.uniform(1, 2)
+        for _ in range(_LOOKS):
+            if self.exists(key):
+                return True
+            time.sleep(pause_s)
+        return self.exists(key)
+
+    def _is_committed_whole(self, name: str, mine: LedgerEntry, *, asked_before: bool) -> bool:
+        """Whether another's entry stands; checked where this writer has put files meanwhile."""
+        data = self.read(name)
+        if data is None:
+            return False
+        if not asked_before or (theirs := decode_entry(data, mine.block)).files == mine.files:
+            return True
+        deadline = time.monotonic() + 2 * self.grace_s
+        while time.monotonic() < deadline:
+            if self._is_whole(theirs):
+                return True
+            time.sleep(self.grace_s / 10)
+            if self.read(name) != data:  # its writer saw it, too, and took it away
+                return False
+        raise DamagedRecords(
+            f"{self}/{name}: two writers of different device models met, and the files are not "
+            f"what the ledger names: run `verify-cache {self} --repair`, then the same command"
+        )
+
+    def _is_whole(self, entry: LedgerEntry) -> bool:
+        found = self.in_order(self.read, [file.path for file in entry.files])
+        return all(
+            data is not None and crc32c_of(data) == file.crc32c
+            for data, file in zip(found, entry.files, strict=True)
+        )

@@ -1,0 +1,245 @@
+"""Objects below a URL, through obstore: every request is tried again until patience ends.
+
+obstore knows the protocols (S3, Google, Azure, plain HTTP) and takes credentials and endpoints from
+the environment. What is here: one way to try again that also holds for conditional writes and for
+time-outs, its end as an error that says what to do, and that no secret gets into an error.
+"""
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from teacher_cache.errors import LocationError, StoreError
+
+try:
+    import obstore
+    from obstore import exceptions, store
+except ImportError:  # the extra `stores`; `open_objects` says so
+    obstore = None  # type: ignore[assignment]
+
+PATIENCE_S = "RETORT_STORE_PATIENCE_S"
+"""For so long a request is repeated while the store fails or is silent; 300 if unset."""
+TIMEOUT_S = "RETORT_STORE_TIMEOUT_S"
+"""A single request that takes longer has failed; 30 if unset."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the store says of an object."""
+
+    key: str
+    size: int
+    tag: str
+    modified: datetime
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Objects:
+    """Objects by their keys below a URL. Every method may raise StoreError."""
+
+    url: str
+    client: Any
+    patience_s: float
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        """An object's bytes and its tag; None where there is none."""
+
+        def read() -> tuple[bytes, str]:
+            found = obstore.get(self.client, key)
+            return bytes(found.bytes()), found.meta["e_tag"] or ""
+
+        try:
+            return self._tried("read", key, read)
+        except FileNotFoundError:
+            return None
+
+    def head(self, key: str) -> Stored | None:
+        """What the store says of an object; None where there is none."""
+        try:
+            return self._tried("look at", key, lambda: _stored(obstore.head(self.client, key)))
+        except FileNotFoundError:
+            return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, whole, whatever was there."""
+        self._written(key, lambda: obstore.put(self.client, key, data, use_multipart=False))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object if there is none; False where one with other bytes was there first.
+
+        An answer that got lost makes the next try meet this writer's own object: that is True.
+        """
+
+        def write() -> bool:
+            try:
+                obstore.put(self.client, key, data, mode="create", use_multipart=False)
+            except exceptions.AlreadyExistsError as error:
+                found = self.get(key)
+                if found is None:  # gone meanwhile, or two conditional writes met (S3's 409)
+                    raise _Again(str(error)) from None
+                return found[0] == data
+            return True
+
+        return self._written(key, write)
+
+    def swap(self, key: str, data: bytes, tag: str) -> bool:
+        """Replace an object if it is still the one with this tag."""
+
+        def write() -> bool:
+            try:
+                obstore.put(self.client, key, data, mode={"e_tag": tag}, use_multipart=False)
+            except exceptions.PreconditionError:
+                return False
+            return True
+
+        return self._written(key, write)
+
+    def delete(self, key: str) -> None:
+        """Take an object away, if it is there."""
+        with suppress(FileNotFoundError):
+            self._tried("remove", key, lambda: obstore.delete(self.client, key))
+
+    def list(self, below: str = "") -> list[Stored]:
+        """Every object below a key's folder."""
+
+        def read() -> list[Stored]:
+            return [_stored(meta) for meta in obstore.list(self.client, below or None).collect()]
+
+        try:
+            return self._tried("list", below, read)
+        except FileNotFoundError:
+            return []
+
+    def _written(self, key: str, request: Callable[[], Result]) -> Result:
+        try:
+            return self._tried("write", key, request)
+        except FileNotFoundError as error:  # what is missing is the bucket
+            raise self._refused("write", key, error) from None
+
+    def _tried(self, verb: str, key: str, request: Callable[[], Result]) -> Result:
+        """Repeat a request that fails for reasons that may pass, with longer and longer pauses."""
+        started, pause_s, tries = time.monotonic(), FIRST_PAUSE_S, 0
+        while True:
+            tries += 1
+            try:
+                return request()
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise self._refused(verb, key, error) from None
+                raise
+            except (exceptions.BaseError, _Again, OSError) as error:
+                if not _may_pass(error):
+                    raise self._refused(verb, key, error) from None
+                waited_s = time.monotonic() - started
+                if waited_s + pause_s > self.patience_s:
+                    raise StoreError(
+                        f"cannot {verb} {self.url}/{key}: the store failed for {waited_s:.0f} s "
+                        f"({tries} tries; at last: {_reason(error)}): nothing that was committed "
+                        "is lost; the same command continues when the store answers again "
+                        f"({PATIENCE_S} is for how long it is asked)"
+                    ) from None
+            time.sleep(pause_s * random.uniform(0.5, 1.0))  # writers that fail together, come apart
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _refused(self, verb: str, key: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"cannot {verb} {self.url}/{key}: {_reason(error)}: check the URL, the bucket, and the "
+            "credentials and endpoint in the environment (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, ...)"
+        )
+
+
+class _Again(Exception):
+    """A request that is to be repeated."""
+
+
+def open_objects(url: str) -> Objects:
+    """Reach for the objects below a URL; credentials come from the environment.
+
+    Raises:
+        StoreError: obstore is not installed, or the environment's settings make no sense.
+        LocationError: a kind of URL that obstore does not open.
+    """
+    if obstore is None:
+        raise StoreError(f"{url} needs obstore, which is missing: pip install 'retort[stores]'")
+    if url.partition("://")[0] == "memory":
+        raise LocationError(f"{url} ends with the process: choose a folder, or s3://BUCKET/PREFIX")
+    try:
+        client = store.from_url(
+            url,
+            client_options=_client_options(os.environ),
+            retry_config={"max_retries": 0},
+        )
+    except (exceptions.BaseError, ValueError) as error:
+        raise LocationError(
+            f"{url} cannot be opened: {_reason(error)}: expected a path, s3://BUCKET/PREFIX, "
+            "gs://..., az://... or https://..."
+        ) from None
+    return Objects(url, client, _seconds(PATIENCE_S, 300.0))
+
+
+def _client_options(environment: Mapping[str, str]) -> Any:
+    """Time-outs; and what a user set of HTTP's, which options given here would else push out."""
+    timeout_s = _seconds(TIMEOUT_S, 30.0)
+    options: dict[str, Any] = {
+        "timeout": f"{int(1000 * timeout_s)}ms",
+        "connect_timeout": f"{int(1000 * min(timeout_s, 5.0))}ms",
+    }
+    for name in ("allow_http", "allow_invalid_certificates", "proxy_url", "proxy_excludes"):
+        for cloud in ("AWS", "AZURE", "GOOGLE"):
+            value = environment.get(f"{cloud}_{name.upper()}")
+            if value:
+                options[name] = value.lower() == "true" if name.startswith("allow") else value
+    if environment.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        options["allow_http"] = True
+    return options
+
+
+def _seconds(name: str, default: float) -> float:
+    text = os.environ.get(name, "")
+    try:
+        seconds = float(text) if text else default
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise LocationError(f"{name} is {text!r}, expected a number of seconds, such as {default}")
+    return seconds
+
+
+def _stored(meta: Any) -> Stored:
+    return Stored(meta["path"], meta["size"], meta["e_tag"] or "", meta["last_modified"])
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: a failing server, a time-out, a broken line."""
+    if isinstance(error, _Again | OSError):
+        return True
+    if type(error) is not exceptions.GenericError:  # permission, unknown settings, ...
+        return False
+    if "builder error" in str(error) or "169.254.169.254" in str(error):  # no http; no credentials
+        return False
+    status = re.search(r"status code: (\d{3})", str(error))
+    return status is None or int(status[1]) >= 500 or int(status[1]) in (408, 409, 425, 429)
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, without a query (it may be signed) or a secret of the environment."""
+    text = str(error).strip().partition("\n")[0]
+    if "169.254.169.254" in text:
+        text = "no credentials in the environment"
+    if "builder error" in text:
+        text += " (plain http needs AWS_ALLOW_HTTP=true)"
+    text = re.sub(r"\?[^\s)\"'>]+", "?...", text)
+    for name, value in os.environ.items():
+        if len(value) >= 8 and re.search(r"SECRET|TOKEN|KEY|PASS|SAS", name.upper()):
+            text = text.replace(value, "...")
+    return text[:400]
