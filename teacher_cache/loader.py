@@ -327,7 +327,9 @@ class _Pin:
 
     @classmethod
     def of(cls, memory: SharedBytes) -> Self | None:
-        """Lock it after the workers were forked; None, with a warning, where that is refused."""
+        """Lock it after the workers were forked; None without CUDA, or where that is refused."""
+        if not torch.cuda.is_available():
+            return None
         address = np.frombuffer(memory.memory, np.uint8).ctypes.data
         refused = int(torch.cuda.cudart().cudaHostRegister(address, memory.size, 0))
         if refused:

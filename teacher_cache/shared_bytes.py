@@ -26,8 +26,15 @@ class SharedBytes:
 
     def __init__(self, size: int, fd: int | None = None) -> None:
         self.size = size
-        self.fd = _anonymous_file(size) if fd is None else fd
-        self.memory = mmap.mmap(self.fd, size)
+        self.fd = -1
+        try:
+            self.fd = _anonymous_file(size) if fd is None else fd
+            self.memory = mmap.mmap(self.fd, size)
+        except (OSError, OverflowError) as error:
+            raise NoMemory(
+                f"{size / 1e6:.0f} MB to hand batches from worker to reader cannot be had "
+                f"({error}): lower loader.memory_mb, or set loader.workers = 0"
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled only while a process is being spawned, which inherits the file."""
@@ -38,6 +45,9 @@ class SharedBytes:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        self.forget_file()
 
 
 class Places:
@@ -74,15 +84,13 @@ def _attach(size: int, duplicate: Any) -> SharedBytes:
 
 def _anonymous_file(size: int) -> int:
     try:
-        try:
-            fd = os.memfd_create("retort-loader")
-        except (AttributeError, OSError):  # not Linux, or a sandbox without it
-            with tempfile.TemporaryFile(prefix="retort-loader-") as file:
-                fd = os.dup(file.fileno())
+        fd = os.memfd_create("retort-loader")
+    except (AttributeError, OSError):  # not Linux, or a sandbox without it
+        with tempfile.TemporaryFile(prefix="retort-loader-") as file:
+            fd = os.dup(file.fileno())
+    try:
         os.truncate(fd, size)
-    except OSError as error:
-        raise NoMemory(
-            f"{size / 1e6:.0f} MB to hand batches from worker to reader cannot be had ({error}): "
-            "lower loader.memory_mb, or set loader.workers = 0"
-        ) from error
+    except OSError:
+        os.close(fd)
+        raise
     return fd

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 MOST_AT_HAND = 32
 """Parts a worker may have been given: their messages fit into a pipe, so giving never waits."""
 ORPHAN_CHECK_S = 1.0
-"""A forked worker may not see its pipe end, as siblings hold a copy: it looks for its parent."""
+"""A forked worker may not see its pipes end, as siblings hold copies: it looks for its parent."""
 PATIENCE_S = 0.5
 """How long workers may take to end by themselves; they hold nothing that could be lost."""
 
@@ -191,15 +192,21 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    parent = os.getppid()
+    Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
     try:
         while True:
-            while not connection.poll(ORPHAN_CHECK_S):
-                if os.getppid() != parent:
-                    return
             connection.send(_answer(renderer, memory, connection.recv()))
     except (EOFError, OSError):
         return  # the parent is gone, or has closed this worker
+
+
+def _end_with_the_parent(parent: int) -> None:
+    """End this process with the one that started it, even in the midst of a read that hangs."""
+    starter = multiprocessing.parent_process()
+    ends = [starter.sentinel] if starter is not None else []
+    while not wait(ends, ORPHAN_CHECK_S) and os.getppid() == parent:
+        pass
+    os._exit(1)
 
 
 def _answer(renderer: Renderer, memory: SharedBytes, part: Part) -> Answer:
