@@ -7,14 +7,14 @@ file without a name.
 import mmap
 import os
 import tempfile
-from bisect import bisect
+from heapq import heappop, heappush
 from multiprocessing import reduction
 from typing import Any
 
 from teacher_cache.errors import UserError
 
 ALIGNMENT = 4096
-"""Bytes: places start at pages, so that no two workers write one cache line."""
+"""Bytes: slots start at pages."""
 
 
 class NoMemory(UserError):
@@ -50,32 +50,35 @@ class SharedBytes:
         self.forget_file()
 
 
-class Places:
-    """Which parts of some memory are taken; pure bookkeeping, first fit, lowest place first."""
+class Slots:
+    """Equal parts of some memory, taken and given back; the lowest first, so warm ones are."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, count: int, size: int) -> None:
         self.size = size
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        """Bytes of each."""
+        self.count = count
+        self._free = [number * size for number in range(count)]  # sorted: a heap
+        self._taken: set[int] = set()
 
-    def take(self, size: int) -> int | None:
-        """Start of a free place of `size` bytes; None while there is none."""
-        start = 0
-        for at, taken in enumerate([*self._starts, self.size]):
-            if taken - start >= size:
-                self._starts.insert(at, start)
-                self._ends.insert(at, start + size)
-                return start
-            if at < len(self._ends):
-                start = -(-self._ends[at] // ALIGNMENT) * ALIGNMENT
-        return None
+    @property
+    def taken(self) -> int:
+        """How many are taken."""
+        return len(self._taken)
+
+    def take(self) -> int | None:
+        """First byte of a free slot; None while there is none."""
+        if not self._free:
+            return None
+        start = heappop(self._free)
+        self._taken.add(start)
+        return start
 
     def give_back(self, start: int) -> None:
-        """Free the place that starts here."""
-        at = bisect(self._starts, start) - 1
-        if at < 0 or self._starts[at] != start:
-            raise ValueError(f"no place starts at {start}: taken are {self._starts}")
-        del self._starts[at], self._ends[at]
+        """Free the slot that starts here."""
+        if start not in self._taken:
+            raise ValueError(f"no taken slot starts at {start}: taken are {sorted(self._taken)}")
+        self._taken.remove(start)
+        heappush(self._free, start)
 
 
 def _attach(size: int, duplicate: Any) -> SharedBytes:

@@ -1,5 +1,4 @@
 import gc
-import logging
 import multiprocessing
 import os
 import signal
@@ -31,7 +30,9 @@ def requests_of(renderer, rows=37, views=(1, 2, 5), count=6):
     """Requests of different sizes, rows in no order."""
     random = np.random.default_rng(0)
     return [
-        Request(random.permutation(len(renderer.index))[: rows - number], views[: 1 + number % 3])
+        Request(
+            random.permutation(len(renderer.index))[: rows - number % 30], views[: 1 + number % 3]
+        )
         for number in range(count)
     ]
 
@@ -100,18 +101,22 @@ def test_pixels_do_not_change_as_long_as_anything_refers_to_them(renderer):
         assert torch.equal(part, expected.permute(0, 3, 1, 2))
 
 
-def test_a_reader_that_keeps_every_batch_gets_them_all_and_is_warned(renderer, caplog):
+@pytest.mark.parametrize("rows", [10, 3])  # as many as were announced, and fewer
+def test_a_reader_that_keeps_every_batch_gets_them_all_unchanged(renderer, rows):
     renderer = CenterRenderer(renderer.index, 128, 1.0, "bicubic")
-    requests = [Request(np.arange(first, first + 10), (0,)) for first in range(6)]
-    settings = LoaderSettings(1, memory_mb=1)
-    with (
-        caplog.at_level(logging.WARNING),
-        rendered(renderer, requests, settings, largest=(1, 10)) as loader,
-    ):
+    requests = [Request(np.arange(first, first + rows), (0,)) for first in range(12)]
+    settings = LoaderSettings(2, memory_mb=1)  # two slots
+    with rendered(renderer, requests, settings, largest=(1, 10)) as loader:
         hoard = list(loader)
     for request, found in zip(requests, hoard, strict=True):
         same(found, render_here(renderer, request))
-    assert "the reader holds all batches that fit into 1 MB" in caplog.text
+
+
+def test_a_request_larger_than_announced_is_refused(renderer):
+    requests = [Request(np.arange(5), (0,))]
+    with pytest.raises(ValueError, match="more than the 8192 bytes of the largest"):
+        rendered(renderer, requests, LoaderSettings(1), largest=(1, 4))
+    assert not multiprocessing.active_children()
 
 
 def test_two_batches_must_fit_into_the_memory(renderer):
@@ -171,7 +176,7 @@ def test_while_one_worker_waits_for_a_slow_image_the_other_goes_on(slow):
     settings = LoaderSettings(2, ahead=6)
     with rendered(renderer, requests, settings, largest=(1, 2)) as loader:
         assert not loader.ready(1.0)
-        done = [order.marks for order in loader._shop.orders]
+        done = [order.marks for order in loader._orders.orders]
         assert sum(marks is not None for order in done for marks in order) >= 5
         release()
         assert [found.request.rows[0] for found in loader] == [0, 2, 4, 6, 8, 10]
