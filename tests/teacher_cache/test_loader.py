@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +111,19 @@ def test_a_reader_that_keeps_every_batch_gets_them_all_unchanged(renderer, rows)
         hoard = list(loader)
     for request, found in zip(requests, hoard, strict=True):
         same(found, render_here(renderer, request))
+
+
+@pytest.mark.parametrize(("memory_mb", "slots"), [(1, 2), (2, 4), (100, 6)])
+def test_the_memory_keeps_to_its_bound_and_to_what_is_of_use(renderer, memory_mb, slots):
+    settings = LoaderSettings(1, memory_mb=memory_mb)
+    renderer = CenterRenderer(renderer.index, 128, 1.0, "bicubic")
+    with rendered(renderer, [], settings, largest=(1, 10)) as loader:  # 0.49 MB
+        worker = multiprocessing.active_children()[0]
+        maps = Path(f"/proc/{worker.pid}/maps").read_text().splitlines()
+        line = next(line for line in maps if "memfd:retort-loader" in line)
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        assert last - first == slots * 491_520 <= memory_mb * 10**6
+        assert list(loader) == []
 
 
 def test_a_request_larger_than_announced_is_refused(renderer):
@@ -223,6 +237,15 @@ def test_an_error_in_a_worker_is_raised_with_its_traceback(renderer):
     ):
         next(loader)
     assert not multiprocessing.active_children()
+
+
+def test_asking_for_pinned_memory_works_with_and_without_a_device(renderer):
+    requests = requests_of(renderer, count=3)
+    settings = LoaderSettings(1, pinned=True)
+    with rendered(renderer, requests, settings, largest=(3, 37)) as loader:
+        for request, found in zip(requests, loader, strict=True):
+            same(found, render_here(renderer, request))
+            assert found.pixels_GBHWC.is_pinned() == torch.cuda.is_available()
 
 
 @pytest.mark.gpu
