@@ -327,6 +327,68 @@ def plan_cache(
 
 
 @app.command()
+def bench_data(
+    data: DataOption,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="A student recipe: its views, its size, and what its step takes on this device.",
+        ),
+    ] = None,
+    overrides: OverridesOption = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Pixels a side; none: the recipe's, or 224.")
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Counts, such as 1,2,4; none: up to the cores here."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long each figure is measured.")
+    ] = 5.0,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure images/s by workers and stage, against the installed timm and torchvision."""
+    from student.recipe import StudentRecipe, StudentViews
+    from teacher_cache.images import index_images
+    from teacher_cache.recipe import load_recipe
+    from teacher_cache.renderers import ViewRenderer
+    from teacher_cache.throughput import table, throughput, with_student
+
+    counts = _counts(workers)
+    index, settings, views = index_images(data), None, StudentViews()
+    if recipe is not None:
+        settings = load_recipe(recipe, StudentRecipe, overrides=overrides or (), package="student")
+        views = settings.views
+        size = size or settings.student.size
+    side = size or views.size
+    renderer = ViewRenderer(index, views, views.seed, side, views.interpolation, check_size=side)
+    facts = throughput(renderer, workers=counts, seconds=seconds)
+    if settings is not None:
+        from student.speed import step_images_per_s
+
+        where = _device(device)
+        rate = step_images_per_s(
+            settings, size=side, class_count=index.class_count, device=where, seconds=seconds
+        )
+        facts = with_student(facts, settings.student.model, where.type, rate)
+    print(json.dumps(facts, indent=1) if as_json else table(facts))
+
+
+def _counts(text: str | None) -> list[int]:
+    """The counts of workers to try: 1, 2, 4, ... and all cores, unless they are given."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if text is None:
+        powers = {1 << n for n in range((cores or 1).bit_length())}
+        return sorted(powers | {cores or 1})
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise typer.BadParameter(f"got --workers {text}, expected counts such as 1,2,4")
+    return sorted({int(part) for part in text.split(",")})
+
+
+@app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,

@@ -5,12 +5,13 @@ The long ones are run by name: `python -m benchmarks.cifar10 OUT`.
 
 import os
 
-from benchmarks import kd_step, pixels
+from benchmarks import kd_step, loader, pixels
 from benchmarks.machine import describe
 
 print(describe())
 kd_step.main()
 if "RETORT_DATA" in os.environ:
     pixels.main()
+    loader.main()
 else:
-    print("pixels: skipped, RETORT_DATA names no folder with imagenet-sample")
+    print("pixels, loader: skipped, RETORT_DATA names no folder with imagenet-sample")

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import torch
 
-from student.batches import Plan, batches, plan_run
+from student.batches import Batches, Plan, batches, plan_run
 from student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from student.data import TrainingData
 from student.evaluate import Evaluation, evaluate, evaluation_of
@@ -27,6 +27,7 @@ from student.size import parameter_count
 from student.trainee import Trainee
 from teacher_cache.durable import write_atomic
 from teacher_cache.images import ImageIndex
+from teacher_cache.loader import LoaderSettings
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import digest_of
 
@@ -67,9 +68,13 @@ def _train(
     interval = Interval(data.index.keys)
     resumed = state.step
     yield Progress(resumed, plan.total_steps, "steps", resumed=resumed)
-    for step_batches in batches(data, plan, start_step=state.step, workers=recipe.loader.workers):
+    settings = LoaderSettings(
+        recipe.loader.workers, recipe.loader.memory_mb, pinned=device.type == "cuda"
+    )
+    stream = batches(data, plan, start_step=state.step, settings=settings)
+    for step_batches in stream:
         if not step_batches:
-            yield from _waiting(run, data, plan, trainee, state, interval, resumed)
+            yield from _waiting(run, data, plan, trainee, state, interval, resumed, stream)
             continue
         lr = _learning_rate(recipe, plan, state.step)
         losses = trainee.step(step_batches, lr=lr, step=state.step)
@@ -105,16 +110,18 @@ def _waiting(
     state: "RunState",
     interval: Interval,
     resumed: int,
+    stream: Batches,
 ) -> Iterator[Progress]:
-    """Say that the view of the epoch at hand is still being filled."""
+    """Say that the view of the epoch at hand is still being filled, or images are slow."""
     view = data.view_of(state.step // plan.steps_per_epoch)
-    waiting = {"waiting_for_view": float(view)}
+    waiting = {"waiting_for_view": float(view)} if stream.waiting_for == "view" else {}
     try:
         yield Progress(state.step, plan.total_steps, "steps", waiting, resumed)
     except GeneratorExit:
         _save(run, state, trainee, interval)
         raise
-    interval.restart_clock()
+    if waiting:
+        interval.restart_clock()
 
 
 @dataclass(slots=True)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import CacheError, ReplayRefused
 from teacher_cache.images import ImageIndex, ImagesError
+from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.ledger import BlockId
-from teacher_cache.loader import Rendered, Request, ViewRenderer, rendered
+from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, ViewRenderer, rendered
 from teacher_cache.manifest import Manifest
 from teacher_cache.pixels import require_same_sample
 from teacher_cache.place import Root, place_of
@@ -39,6 +39,9 @@ from teacher_cache.store import (
 from teacher_cache.teacher import Teacher
 from teacher_cache.topk import TopK, top_k
 from teacher_cache.work import Count, Work, take_tiles, tiles_come_free
+
+POLL_S = 0.5
+"""How often a job that waits for pixels looks whether it shall stop."""
 
 
 def open_or_create(
@@ -116,15 +119,25 @@ def fill(
 
     Raises:
         ImagesError: an unreadable image, unless `images.skip_unreadable`.
+        WorkerDied: a loader's worker was killed or crashed; committed blocks stay.
+        UserError: two batches of a tile do not fit into `loader.memory_mb`.
         OSError, StoreError: the disk or store cannot be written; committed blocks stay.
     """
+    settings = LoaderSettings(
+        workers=recipe.loader.workers,
+        memory_mb=recipe.loader.memory_mb,
+        pinned=teacher.device.type == "cuda",
+    )
+    largest = (recipe.storage.views_per_tile, recipe.teacher.batch_size)
     left = True
     while left:
         work: deque[Work] = deque()
         requests = _requests(take_tiles(cache, recipe, rank, world_size), work)
-        stream = rendered(_renderer(index, recipe), requests, workers=recipe.loader.workers)
         try:
-            with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+            with (
+                rendered(_renderer(index, recipe), requests, settings, largest=largest) as stream,
+                ThreadPoolExecutor(1, thread_name_prefix="commit") as committer,
+            ):
                 yield from _fill(cache, index, teacher, recipe, stream, work, committer)
         finally:
             for unfinished in work:
@@ -137,7 +150,7 @@ def _fill(
     index: ImageIndex,
     teacher: Teacher,
     recipe: CacheRecipe,
-    stream: Iterator[Rendered],
+    stream: Loader,
     work: "deque[Work]",
     committer: ThreadPoolExecutor,
 ) -> Iterator[Progress]:
@@ -145,28 +158,40 @@ def _fill(
     count = Count(cache)
     yield count.progress(0)
     commit: Future[None] | None = None
-    closing = False
-    while not closing and (batch := next(stream, None)) is not None:
-        tile, answers, done = work[0], [], 0
-        while True:
+    answers: list[_Answer] = []
+    done, closing = 0, False
+    for batch in _polled(stream):
+        if batch is not None:
             answers.append(_ask(teacher, batch, recipe, index))
-            done += len(batch.request.rows) * len(tile.views)
-            if not closing:
-                try:
-                    yield count.progress(done)
-                except GeneratorExit:
-                    closing = True  # finish and commit the tile, then stop
-            if len(answers) == len(tile.requests):
-                break
-            batch = next(stream)
-        if commit is not None:
-            commit.result()  # one tile behind at most, and its error stops the job
-        count.add(tile)
-        commit = committer.submit(_commit, cache, work.popleft(), answers, producer)
+            done += len(batch.request.rows) * len(work[0].views)
+        if not closing:
+            try:
+                yield count.progress(done)
+            except GeneratorExit:
+                closing = True  # finish and commit the tile, then stop
+        if answers and len(answers) == len(work[0].requests):
+            if commit is not None:
+                commit.result()  # one tile behind at most, and its error stops the job
+            tile = work.popleft()
+            count.add(tile)
+            commit = committer.submit(_commit, cache, tile, answers, producer)
+            answers, done = [], 0
+        if closing and not answers:
+            break
     if commit is not None:
         commit.result()
     if not closing and count.look():
         yield count.progress(0)  # what others committed meanwhile
+
+
+def _polled(stream: Loader) -> Iterator[Rendered | None]:
+    """Batches as they come, and None every half second without one: a moment to be closed in."""
+    while True:
+        while not stream.ready(POLL_S):
+            yield None
+        if (batch := next(stream, None)) is None:
+            return
+        yield batch
 
 
 def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:

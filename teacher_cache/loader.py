@@ -1,163 +1,153 @@
 """Pixels in bulk: rows x views rendered in worker processes, in the order asked for.
 
+Workers write straight into memory that they share with the reader; only marks and places go through
+pipes. A request is cut into parts, so that all workers are at the one that is needed next.
+
 G views, B rows.
 """
 
-import signal
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import numpy as np
-import torch
-from PIL.Image import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import UserError
-from teacher_cache.images import ImageIndex
-from teacher_cache.render import UnreadableImage, decode_image, pixel_crc, render, render_center
-from teacher_cache.views import View, ViewPolicy, sample_view
+from teacher_cache.orders import Orders, Rendered, render_here
+from teacher_cache.pinned import Pin
+from teacher_cache.renderers import CenterRenderer, Renderer, Request, ViewRenderer
+from teacher_cache.shared_bytes import ALIGNMENT, SharedBytes, Slots
+from teacher_cache.workers import WorkerDied, start_workers
+
+__all__ = [
+    "CenterRenderer",
+    "Loader",
+    "LoaderSettings",
+    "Rendered",
+    "Renderer",
+    "Request",
+    "ViewRenderer",
+    "WorkerDied",
+    "render_here",
+    "rendered",
+]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """Which pixels to render: every row under every view."""
+@dataclass(frozen=True, slots=True)
+class LoaderSettings:
+    """How much of the machine rendering may take; nothing here changes a pixel."""
 
-    rows: np.ndarray
-    """int64 [B] rows of the index."""
-    views: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rendered:
-    """The pixels of one request."""
-
-    request: Request
-    pixels_GBHWC: Tensor
-    """uint8; zeros where the image is unreadable."""
-    checks: dict[tuple[int, int], int]
-    """(view, row) -> CRC-32 of the pixels at the cache's size, for the rows that are checked."""
-    unreadable: dict[int, str]
-    """Row -> why its image could not be read."""
-
-
-class Renderer(Protocol):
-    """Whatever turns a request into pixels; it runs in the workers, so it is picklable."""
-
-    def __call__(self, request: Request) -> Rendered:
-        """Render one request."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ViewRenderer:
-    """Seeded views of training images."""
-
-    index: ImageIndex
-    policy: ViewPolicy
-    seed: int
-    size: int
-    interpolation: str
-    check_size: int
-    """The size at which checked rows' pixels are summed: the cache's."""
-
-    def __call__(self, request: Request) -> Rendered:
-        """Decode each image once, render it under every view, sum the checked ones."""
-        pixels = _black(len(request.views), len(request.rows), self.size)
-        checks: dict[tuple[int, int], int] = {}
-        unreadable: dict[int, str] = {}
-        for b, row, image in _decoded(self.index, request.rows, unreadable):
-            key = self.index.keys[row]
-            for g, number in enumerate(request.views):
-                view = sample_view(self.policy, seed=self.seed, key=key, view=number)
-                pixels[g, b] = torch.from_numpy(self._render(image, view, self.size))
-                if row % ROWS_PER_CHECK == number % ROWS_PER_CHECK:
-                    checks[number, row] = pixel_crc(self._render(image, view, self.check_size))
-        return Rendered(request, pixels, checks, unreadable)
-
-    def _render(self, image: Image, view: View, size: int) -> np.ndarray:
-        return render(image, view, size=size, interpolation=self.interpolation)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CenterRenderer:
-    """The one centre crop of evaluation images; a request's views are ignored."""
-
-    index: ImageIndex
-    size: int
-    crop_ratio: float
-    interpolation: str
-
-    def __call__(self, request: Request) -> Rendered:
-        """Decode and crop each image."""
-        pixels = _black(1, len(request.rows), self.size)
-        unreadable: dict[int, str] = {}
-        for b, _, image in _decoded(self.index, request.rows, unreadable):
-            crop = render_center(
-                image,
-                size=self.size,
-                crop_ratio=self.crop_ratio,
-                interpolation=self.interpolation,
-            )
-            pixels[0, b] = torch.from_numpy(crop)
-        return Rendered(request, pixels, {}, unreadable)
+    workers: int
+    """Processes; 0 renders in the reader's own."""
+    memory_mb: int = 1024
+    """Rendered pixels that may wait or be read, in 10^6 bytes: the bound of decode-ahead."""
+    ahead: int | None = None
+    """Requests that may wait, at least 2; None: twice the workers, at least 4."""
+    pinned: bool = False
+    """Page-lock the memory, so that copies to a CUDA device need not wait."""
+    start_method: str | None = None
+    """fork, forkserver or spawn; None: this Python's default."""
 
 
 def rendered(
-    renderer: Renderer, requests: Iterable[Request], *, workers: int
-) -> Iterator[Rendered]:
-    """Render requests in order, ahead of the reader, in `workers` processes (0: in this one)."""
-    loader: DataLoader[Rendered | UserError] = DataLoader(
-        _Requests(renderer),
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+    renderer: Renderer,
+    requests: Iterable[Request],
+    settings: LoaderSettings,
+    *,
+    largest: tuple[int, int],
+) -> "Loader":
+    """Render requests in order, ahead of the reader; workers start at once.
+
+    Args:
+        renderer: what to do with a request.
+        requests: taken as there is room, in this process.
+        settings: workers and memory.
+        largest: views and rows of the largest request.
+
+    Raises:
+        UserError: two such requests do not fit into `memory_mb`.
+    """
+    if settings.workers == 0:
+        return Loader(renderer, iter(requests), None)
+    bytes_each = int(np.prod(renderer.shape(*largest), dtype=np.int64))
+    slot = -(-bytes_each // ALIGNMENT) * ALIGNMENT
+    allowed = settings.memory_mb * 1_000_000
+    if 2 * slot > allowed:
+        raise UserError(
+            f"two batches of {largest[0]} views x {largest[1]} images are {2 * slot / 1e6:.0f} "
+            f"MB, loader.memory_mb allows {settings.memory_mb}: set it to "
+            f"{-(-2 * slot // 1_000_000)} or more, or ask for fewer images "
+            "(optimizer.micro_batch, teacher.batch_size) or views (storage.views_per_tile) at once"
+        )
+    ahead = max(settings.ahead or max(2 * settings.workers, 4), 2)
+    held = 2  # the reader's: the one it works on, and the next
+    slots = Slots(min(allowed // slot, ahead + held), slot)
+    memory = SharedBytes(slots.count * slot)
+    workers = start_workers(
+        renderer, memory, workers=settings.workers, start_method=settings.start_method
     )
-    return _raising(iter(loader))
+    memory.forget_file()
+    pin = Pin.of(memory) if settings.pinned else None
+    return Loader(renderer, iter(requests), Orders(renderer, memory, workers, slots, ahead, pin))
 
 
-def _raising(stream: Iterator[Rendered | UserError]) -> Iterator[Rendered]:
-    for item in stream:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+class Loader(Iterator[Rendered]):
+    """An iterator over rendered requests that knows how long its reader has waited.
 
+    Forgetting it, `close` and the end of the process end its workers; batches stay valid.
+    """
 
-class _Requests(Dataset[Rendered | UserError]):
-    """The adapter that DataLoader wants: its sampler yields requests, this renders one."""
+    def __init__(
+        self, renderer: Renderer, requests: Iterator[Request], orders: "Orders | None"
+    ) -> None:
+        self.waited_s = 0.0
+        """Seconds that the reader has spent in here so far."""
+        self._renderer = renderer
+        self._requests = requests
+        self._orders = orders
+        if orders is not None:
+            orders.fill(requests)
 
-    def __init__(self, renderer: Renderer) -> None:
-        self.renderer = renderer
+    def __next__(self) -> Rendered:
+        """Wait for the next batch.
 
-    def __getitem__(self, request: Request) -> Rendered | UserError:
+        Raises:
+            WorkerDied: a worker was killed or crashed.
+        """
+        started = time.perf_counter()
         try:
-            return self.renderer(request)
-        except UserError as error:
-            return error  # raised, DataLoader would put a traceback into its message
+            if self._orders is None:
+                return render_here(self._renderer, next(self._requests))
+            self._orders.advance(self._requests, None)
+            return self._orders.take(self._requests)
+        except BaseException:
+            self.close()  # also at the end
+            raise
+        finally:
+            self.waited_s += time.perf_counter() - started
 
-
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent finishes its step, so workers must go on
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _black(views: int, rows: int, size: int) -> Tensor:
-    return torch.zeros((views, rows, size, size, 3), dtype=torch.uint8)
-
-
-def _decoded(
-    index: ImageIndex, rows: np.ndarray, unreadable: dict[int, str]
-) -> Iterator[tuple[int, int, Image]]:
-    """(position, row, image) of every readable row; the others are written into `unreadable`."""
-    for position, row in enumerate(rows.tolist()):
+    def ready(self, timeout_s: float) -> bool:
+        """Wait for the next batch, or the end, but no longer than this; whether it is there."""
+        if self._orders is None:
+            return True
+        started = time.perf_counter()
         try:
-            image = decode_image(index.read(row))
-        except (UnreadableImage, OSError) as error:
-            unreadable[row] = str(error)
-            continue
-        yield position, row, image
+            return self._orders.advance(self._requests, timeout_s)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self.waited_s += time.perf_counter() - started
+
+    def close(self) -> None:
+        """End the workers; nothing is rendered after this, and batches stay valid."""
+        if self._orders is not None:
+            self._orders.workers.close()
+        self._orders, self._requests = None, iter(())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -113,7 +113,7 @@ def free_port():
 
 COMMANDS = (
     "cache-teacher", "train-student", "evaluate", "export", "models", "inspect-cache",
-    "verify-cache", "audit-cache", "plan-cache", "serve", "demo",
+    "verify-cache", "audit-cache", "plan-cache", "bench-data", "serve", "demo",
 )  # fmt: skip
 
 

@@ -1,0 +1,61 @@
+"""Page-locked memory: copies from it to a CUDA device go on while the program does."""
+
+import logging
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from teacher_cache.shared_bytes import SharedBytes
+
+logger = logging.getLogger(__name__)
+
+
+class Pin:
+    """Page-locked memory, and the copies to a device that may still read from it."""
+
+    def __init__(self, memory: SharedBytes) -> None:
+        self._copies: deque[tuple[int, Any]] = deque()
+        view = np.frombuffer(memory.memory, np.uint8)
+        self._undo = weakref.finalize(memory, _unlock, view.ctypes.data)
+
+    @classmethod
+    def of(cls, memory: SharedBytes) -> Self | None:
+        """Lock it after the workers were forked; None without CUDA, or where that is refused."""
+        if not torch.cuda.is_available():
+            return None
+        address = np.frombuffer(memory.memory, np.uint8).ctypes.data
+        refused = int(torch.cuda.cudart().cudaHostRegister(address, memory.size, 0))
+        if refused:
+            logger.warning(
+                "%.0f MB of memory cannot be page-locked (CUDA error %d): copies to the device "
+                "will wait; raise `ulimit -l`, or lower loader.memory_mb",
+                memory.size / 1e6,
+                refused,
+            )
+            return None
+        return cls(memory)
+
+    def hold_until_copied(self, start: int) -> None:
+        """The reader let go of this slot; what its stream was told to copy may not be done."""
+        event = torch.cuda.Event()
+        event.record()
+        self._copies.append((start, event))
+
+    def copied(self) -> Iterator[int]:
+        """Slots that no copy reads from any more."""
+        while self._copies and self._copies[0][1].query():
+            yield self._copies.popleft()[0]
+
+    def synchronize(self) -> None:
+        """Wait for all copies."""
+        for _, event in self._copies:
+            event.synchronize()
+
+
+def _unlock(address: int) -> None:
+    torch.cuda.synchronize()  # a copy may still read from it
+    torch.cuda.cudart().cudaHostUnregister(address)
