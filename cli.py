@@ -206,8 +206,8 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """Parameters, multiply-adds and speed of students, measured here, beside published figures."""
-    from student.machine import processor
     from student.survey import survey, table
+    from teacher_cache.machine import processor
 
     measured = survey(names or (), timed=latency)
     if as_json:
@@ -215,7 +215,8 @@ def models(
         return
     print(table(measured))
     if latency:
-        print(f"\nlatency: median of 100 runs, folded, one thread of {processor()}")
+        cores = os.cpu_count()
+        print(f"\nlatency: median of 100 runs, folded, one thread of {processor()}, {cores} cores")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from student.data import TrainingData
 from student.follow import POLL_S, await_slab
 from student.loss import SparseTarget
 from student.order import epoch_order
+from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
 from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import MissingRecords, ReplayRefused
@@ -43,6 +44,8 @@ class Plan:
     batch_size: int
     micro_batch: int
     seed: int
+    ranks: Ranks = ALONE
+    """Who of how many this process is: it shows its own share of every batch."""
 
     @property
     def total_steps(self) -> int:
@@ -51,15 +54,16 @@ class Plan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Forward passes of one optimizer step."""
-        return self.batch_size // self.micro_batch
+        """This rank's forward passes of one optimizer step."""
+        return self.batch_size // (self.micro_batch * self.ranks.count)
 
 
-def plan_run(recipe: StudentRecipe, data: TrainingData) -> Plan:
+def plan_run(recipe: StudentRecipe, data: TrainingData, ranks: Ranks = ALONE) -> Plan:
     """Cut every epoch into whole batches; the few rows left over differ from epoch to epoch.
 
     Raises:
         ImagesError: fewer images than one batch.
+        RanksError: a batch that the ranks cannot share.
     """
     batch_size = recipe.optimizer.batch_size
     if len(data.rows) < batch_size:
@@ -71,8 +75,11 @@ def plan_run(recipe: StudentRecipe, data: TrainingData) -> Plan:
         epochs=recipe.schedule.epochs,
         steps_per_epoch=len(data.rows) // batch_size,
         batch_size=batch_size,
-        micro_batch=recipe.micro_batch,
+        micro_batch=ranks.micro_batch(
+            batch_size=batch_size, micro_batch=recipe.optimizer.micro_batch
+        ),
         seed=recipe.run.seed,
+        ranks=ranks,
     )
 
 
@@ -147,8 +154,10 @@ def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Reque
     for epoch in range(first_epoch, plan.epochs):
         order = epoch_order(data.rows, seed=plan.seed, epoch=epoch)
         start = first_step * plan.batch_size if epoch == first_epoch else 0
-        for at in range(start, plan.steps_per_epoch * plan.batch_size, plan.micro_batch):
-            yield Request(order[at : at + plan.micro_batch], (data.view_of(epoch),))
+        for at in range(start, plan.steps_per_epoch * plan.batch_size, plan.batch_size):
+            own = plan.ranks.share(order[at : at + plan.batch_size])
+            for first in range(0, len(own), plan.micro_batch):
+                yield Request(own[first : first + plan.micro_batch], (data.view_of(epoch),))
 
 
 def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> MicroBatch:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
 from student.reparam import fold
 from student.run import Run, load_network
@@ -46,12 +47,18 @@ def evaluation_of(
 
 
 def evaluate(
-    networks: Sequence[nn.Module], data: Evaluation, normalization: Normalization
+    networks: Sequence[nn.Module],
+    data: Evaluation,
+    normalization: Normalization,
+    ranks: Ranks = ALONE,
 ) -> list[Accuracy]:
     """Show every image once to every network, in evaluation mode; their modes are restored.
 
+    Ranks take turns at the batches and add up their hits: the batches are those of one process.
+
     Raises:
         ImagesError: an image that cannot be read.
+        RankLost: another rank has ended.
     """
     modes = [network.training for network in networks]
     for network in networks:
@@ -62,7 +69,7 @@ def evaluate(
         for rows in np.array_split(
             np.arange(len(data.index)), -(-len(data.index) // data.batch_size)
         )
-    ]
+    ][ranks.number :: ranks.count]
     with torch.inference_mode():
         for images in rendered(data.renderer, requests, workers=data.workers):
             for row, reason in images.unreadable.items():
@@ -75,6 +82,7 @@ def evaluate(
                 hits[number] += _hits(network(batch), labels_B)
     for network, mode in zip(networks, modes, strict=True):
         network.train(mode)
+    hits = np.sum(ranks.gather(hits), axis=0)
     return [Accuracy(*(100.0 * row / len(data.index)).tolist()) for row in hits]
 
 

@@ -3,12 +3,12 @@
 B rows of a batch, G views of a tile, K kept classes, T temperatures.
 """
 
-import platform
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,11 +22,13 @@ from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Rendered, Request, ViewRenderer, rendered
+from teacher_cache.machine import processor
 from teacher_cache.manifest import Manifest
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
 from teacher_cache.staging import sweep
+from teacher_cache.stopwatch import Stopwatch
 from teacher_cache.store import (
     Block,
     Cache,
@@ -38,6 +40,9 @@ from teacher_cache.store import (
 from teacher_cache.teacher import Teacher
 from teacher_cache.topk import TopK, top_k
 from teacher_cache.work import Count, Work, take_tiles
+
+LOOK_EVERY_S = 10.0
+"""How often a long tile says where its time goes; every tile's end says so in any case."""
 
 
 def open_or_create(root: Path, recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> Cache:
@@ -117,31 +122,55 @@ def _fill(
     committer: ThreadPoolExecutor,
 ) -> Iterator[Progress]:
     producer = _producer(teacher)
-    count = Count(cache)
+    count, pace = Count(cache), _Pace(Stopwatch())
     yield count.progress(0)
     commit: Future[None] | None = None
     closing = False
-    while not closing and (batch := next(stream, None)) is not None:
+    while not closing and (batch := pace.next(stream)) is not None:
         tile, answers, done = work[0], [], 0
         while True:
-            answers.append(_ask(teacher, batch, recipe, index))
+            with pace.watch.during("teacher"):
+                answers.append(_ask(teacher, batch, recipe, index))
             done += len(batch.request.rows) * len(tile.views)
+            is_last = len(answers) == len(tile.requests)
             if not closing:
                 try:
-                    yield count.progress(done)
+                    yield count.progress(done, pace.metrics(now=is_last))
                 except GeneratorExit:
                     closing = True  # finish and commit the tile, then stop
-            if len(answers) == len(tile.requests):
+            if is_last:
                 break
-            batch = next(stream)
+            with pace.watch.during("data_wait"):
+                batch = next(stream)
         if commit is not None:
-            commit.result()  # one tile behind at most, and its error stops the job
+            with pace.watch.during("write"):
+                commit.result()  # one tile behind at most, and its error stops the job
         count.add(tile)
         commit = committer.submit(_commit, cache, work.popleft(), answers, producer)
     if commit is not None:
         commit.result()
     if not closing and count.look():
         yield count.progress(0)  # what others committed meanwhile
+
+
+@dataclass(slots=True)
+class _Pace:
+    """For what the loop is held up: pixels, the teacher, or the tile that is being written."""
+
+    watch: Stopwatch
+    looked: float = field(default_factory=time.monotonic)
+
+    def next(self, stream: Iterator[Rendered]) -> Rendered | None:
+        """The next batch of pixels, None after the last."""
+        with self.watch.during("data_wait"):
+            return next(stream, None)
+
+    def metrics(self, *, now: bool) -> dict[str, float]:
+        """The shares of wall time since the last look: `now`, or when it is long ago."""
+        if not now and time.monotonic() - self.looked < LOOK_EVERY_S:
+            return {}
+        self.looked = time.monotonic()
+        return self.watch.shares("data_wait", "teacher", "write")
 
 
 def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
@@ -260,18 +289,7 @@ def _producer(teacher: Teacher) -> dict[str, str]:
     cuda = teacher.device.type == "cuda"
     return {
         "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name(teacher.device) if cuda else _cpu_model(),
+        "device": torch.cuda.get_device_name(teacher.device) if cuda else processor(),
         "torch": torch.__version__,
         "timm": version("timm"),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        names = (
-            line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line
-        )
-        return next(names, platform.machine())
-    except OSError:
-        return platform.machine()

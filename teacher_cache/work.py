@@ -3,7 +3,7 @@
 B rows of a batch, G views of a tile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -97,10 +97,10 @@ class Count:
         self.own |= {BlockId(view, tile.shard) for view in tile.views}
         self.look()
 
-    def progress(self, at_hand: int) -> Progress:
+    def progress(self, at_hand: int, metrics: Mapping[str, float] | None = None) -> Progress:
         """Where the job is, with `at_hand` records of the tile that is being computed."""
         done = min(self.finished + at_hand, self.total)
-        return Progress(done, self.total, "records", resumed=self.resumed)
+        return Progress(done, self.total, "records", metrics or {}, self.resumed)
 
 
 def _batches(cache: Cache, tile: Tile, batch_size: int) -> list[Request]:

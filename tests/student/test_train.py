@@ -16,7 +16,7 @@ from student.interval import TrainingError
 from student.metrics import read_metrics
 from student.recipe import StudentRecipe
 from student.run import RunError, load_network, open_run, start_or_continue
-from student.train import train
+from student.train import SHARES, train
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords, ReplayRefused
 from teacher_cache.images import ImagesError, index_folder, rebase
 from teacher_cache.recipe import parse_recipe
@@ -104,7 +104,8 @@ def test_metrics_hold_the_first_step_every_interval_and_every_evaluation(unbroke
     losses = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "top1" in line]
     assert [line["step"] for line in losses] == [1, 2, 4, 5, 6, 8, 10, 12, 14, 15]
-    assert set(losses[0]) == {"step", "epoch", "loss", "ce", "kd", "lr", "images_per_s"}
+    shares = {f"{name}_share" for name in SHARES}
+    assert set(losses[0]) == {"step", "epoch", "loss", "ce", "kd", "lr", "images_per_s"} | shares
     assert [line["step"] for line in evaluations] == [5, 10, 15]
     assert {"top1", "top5", "ema_top1", "ema_top5"} < set(evaluations[0])
     for line in losses:
