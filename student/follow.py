@@ -3,6 +3,7 @@
 import time
 from threading import Event
 
+from teacher_cache.arrays import Memory, private_memory
 from teacher_cache.errors import MissingRecords
 from teacher_cache.ledger import committed_blocks
 from teacher_cache.store import Cache, Slab, missing_blocks, open_cache, read_slab
@@ -10,7 +11,14 @@ from teacher_cache.store import Cache, Slab, missing_blocks, open_cache, read_sl
 POLL_S = 0.5
 
 
-def await_slab(cache: Cache, view: int, *, timeout_s: float, cancelled: Event) -> Slab:
+def await_slab(
+    cache: Cache,
+    view: int,
+    memory: Memory = private_memory,
+    *,
+    timeout_s: float,
+    cancelled: Event,
+) -> Slab:
     """Read a view's records once its last block is committed; also of a view yet to be appended.
 
     Raises:
@@ -25,7 +33,7 @@ def await_slab(cache: Cache, view: int, *, timeout_s: float, cancelled: Event) -
         if view < cache.view_count:
             left = sum(block.view == view for block in missing_blocks(cache))
             if not left:
-                return read_slab(cache, view)
+                return read_slab(cache, view, memory)
         now = len(committed_blocks(cache.root))
         if now != committed:
             committed, since = now, time.monotonic()

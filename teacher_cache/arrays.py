@@ -4,10 +4,11 @@ Everything that knows zarr-python is here. docs/cache-format.md specifies the by
 """
 
 import json
+import math
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,27 +49,29 @@ def encode_shard(root: Path, block: BlockId, rows: range, name: str, value: np.n
     return bytes(files[shard_key(name, block).removeprefix(f"{name}/")].to_bytes())
 
 
-def decode_array(name: str, shards: Sequence[bytes], layout: "Layout") -> np.ndarray:
-    """All rows of one array of one view, out of its shards' bytes, in order.
+def decode_shard(name: str, shard: int, data: bytes, layout: "Layout", rows: np.ndarray) -> None:
+    """Decode one array's shard of a block into its rows of a view's array.
 
     Zarr's arithmetic by hand: of bytes whose checksums were just compared it need not be asked how
     they are laid out, and 300 chunks cost it more than decoding them does.
 
+    Args:
+        name: which array.
+        shard: the block's shard.
+        data: the shard's bytes.
+        layout: the shape of the view's arrays.
+        rows: [rows, padded to whole chunks; width] of all shards, to be written into.
+
     Raises:
-        ValueError: bytes that are no such shards.
+        ValueError: bytes that are no such shard.
     """
     entries = ROWS_PER_CHECK if name == "check" else 1
-    rows, shard_rows = -(-layout.rows // entries), layout.rows_per_shard // entries
-    chunk_rows = min(4096, layout.rows_per_shard) // entries
-    width, dtype = layout.width_and_type(name)
-    values = np.empty((-(-rows // chunk_rows) * chunk_rows, width), dtype)
-    for shard, data in enumerate(shards):
-        for chunk, (offset, length) in enumerate(chunk_index(data, shard_rows // chunk_rows)):
-            start = shard * shard_rows + chunk * chunk_rows
-            if start < rows:
-                out = values[start : start + chunk_rows].reshape(-1)
-                _decode_chunk(name, data[offset : offset + length - 4], out)
-    return values[:rows, 0] if name == "check" else values[:rows]
+    chunk_rows, shard_rows = layout.chunk_rows // entries, layout.rows_per_shard // entries
+    for chunk, (offset, length) in enumerate(chunk_index(data, shard_rows // chunk_rows)):
+        start = shard * shard_rows + chunk * chunk_rows
+        if start < len(rows):
+            out = rows[start : start + chunk_rows].reshape(-1)
+            _decode_chunk(name, data[offset : offset + length - 4], out)
 
 
 def chunk_index(data: bytes, count: int) -> list[tuple[int, int]]:
@@ -84,6 +87,15 @@ def chunk_index(data: bytes, count: int) -> list[tuple[int, int]]:
     return list(struct.iter_unpack("<QQ", index))
 
 
+Memory = Callable[[int], np.ndarray]
+"""From a number of bytes to as many: uint8 [bytes], writable."""
+
+
+def private_memory(size: int) -> np.ndarray:
+    """Memory of this process alone."""
+    return np.empty(size, np.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The shape of one view's arrays, as the manifest tells it."""
@@ -94,16 +106,32 @@ class Layout:
     temperatures: int
     class_count: int
 
-    def width_and_type(self, name: str) -> tuple[int, np.dtype[Any]]:
-        """Columns and dtype of an array."""
-        ids_type = "<u2" if self.class_count <= 65_535 else "<u4"
-        width, dtype = {
-            "ids": (self.k, ids_type),
-            "logp": (self.k, "<f2"),
-            "tail": (self.temperatures, "<f2"),
-            "check": (1, "<u4"),
-        }[name]
-        return width, np.dtype(dtype)
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of an inner chunk."""
+        return min(4096, self.rows_per_shard)
+
+    @property
+    def nbytes(self) -> int:
+        """What one view's arrays weigh in memory, rows padded to whole chunks."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._places())
+
+    def arrays_in(self, memory: np.ndarray) -> dict[str, np.ndarray]:
+        """One view's arrays in `nbytes` bytes of memory: [rows, padded to whole chunks; width]."""
+        arrays, at = {}, 0
+        for name, (shape, dtype) in zip(RECORD_ARRAYS, self._places(), strict=True):
+            size = math.prod(shape) * dtype.itemsize
+            arrays[name] = memory[at : at + size].view(dtype).reshape(shape)
+            at += size
+        return arrays
+
+    def _places(self) -> list[tuple[tuple[int, int], np.dtype[Any]]]:
+        # a chunk's rows are a multiple of 32, so every array begins at a multiple of 64 bytes
+        rows = -(-self.rows // self.chunk_rows) * self.chunk_rows
+        ids = np.dtype("<u2" if self.class_count <= 65_535 else "<u4")
+        half, check = np.dtype("<f2"), np.dtype("<u4")
+        widths = ((self.k, ids), (self.k, half), (self.temperatures, half))
+        return [((rows, k), dtype) for k, dtype in widths] + [((rows // ROWS_PER_CHECK, 1), check)]
 
 
 def _decode_chunk(name: str, data: bytes, out: np.ndarray) -> None:

@@ -34,6 +34,7 @@ def plan(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> dict[str, 
     _teacher_seconds(teacher, recipe, batches=1)  # warm up
     teacher_s = _teacher_seconds(teacher, recipe, batches=SAMPLE_BATCHES) / SAMPLE_BATCHES / batch
     bytes_a_record, fill_s = _sample(recipe, _part(index, rows), teacher)
+    block_rows = min(recipe.storage.rows_per_shard, len(index))
     return {
         "images": len(index),
         "views": recipe.views.count,
@@ -48,16 +49,16 @@ def plan(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> dict[str, 
         "MB to read an epoch": round(bytes_a_record * len(index) / 1e6, 1),
         "MB/s to read at 5,000 images a second": round(bytes_a_record * 5_000 / 1e6, 2),
         "MB of two slabs in memory": round(2 * slab_bytes(recipe, len(index)) / 1e6, 1),
-        "MB of records in memory, at most": round(
-            (2 * slab_bytes(recipe, len(index)) + bytes_a_record * len(index)) / 1e6, 1
+        "MB of records in a host's memory, at most": round(
+            (2 * slab_bytes(recipe, len(index)) + bytes_a_record * block_rows) / 1e6, 1
         ),
     }
 
 
 def slab_bytes(recipe: CacheRecipe, rows: int) -> int:
-    """What one view's records weigh in memory; training holds two, this epoch's and the next.
+    """What one view's records weigh in memory; a host holds two, this epoch's and the next.
 
-    While the next one is read, its compressed bytes are there, too.
+    Its ranks share them. While the next one is read, one block's compressed bytes are there, too.
     """
     return rows * (4 * recipe.topk.k + 2 * len(recipe.topk.temperatures)) + rows // 8
 

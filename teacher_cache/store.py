@@ -16,10 +16,12 @@ from teacher_cache.arrays import (
     RECORD_ARRAYS,
     ROWS_PER_CHECK,
     Layout,
+    Memory,
     create_arrays,
-    decode_array,
+    decode_shard,
     encode_shard,
     open_array,
+    private_memory,
     quiet_zarr,
     read_index,
     shard_key,
@@ -225,19 +227,52 @@ def drop_block(cache: Cache, block: BlockId) -> None:
             (cache.root / shard_key(name, block)).unlink(missing_ok=True)
 
 
-def read_slab(cache: Cache, view: int) -> Slab:
-    """Read and check all records of one view.
+def read_slab(cache: Cache, view: int, memory: Memory = private_memory) -> Slab:
+    """Read and check all records of one view, a block after the other.
+
+    Args:
+        cache: the cache.
+        view: which view.
+        memory: where the records go.
 
     Raises:
         MissingRecords: the view is not in the cache, or has rows that are not filled.
         DamagedRecords: bytes that differ from what the ledger committed, naming view and rows.
     """
+    entries = _entries_of(cache, view)
+    layout = cache.layout()
+    arrays = layout.arrays_in(memory(layout.nbytes))
+    for entry in entries:
+        try:
+            # decoded from the very bytes that were verified
+            for name, data in _verified(cache, entry).items():
+                decode_shard(name, entry.block.shard, data, layout, arrays[name])
+        except ValueError as error:
+            if isinstance(error, CacheError):
+                raise
+            raise DamagedRecords(
+                f"{place(cache, entry.block)}: cannot be decoded: {error}"
+            ) from error
+    absent = frozenset(row for entry in entries for row in entry.absent_rows)
+    return slab_of(cache, view, arrays, absent)
+
+
+def slab_of(
+    cache: Cache, view: int, arrays: Mapping[str, np.ndarray], absent_rows: frozenset[int]
+) -> Slab:
+    """A view's arrays, as `Layout.arrays_in` laid them out, without their padding."""
+    rows = len(cache.index)
+    ids, logp, tail = (arrays[name][:rows] for name in ("ids", "logp", "tail"))
+    check = arrays["check"][: -(-rows // ROWS_PER_CHECK), 0]
+    return Slab(view, ids, logp, tail, check, absent_rows)
+
+
+def _entries_of(cache: Cache, view: int) -> list[LedgerEntry]:
     if not 0 <= view < cache.view_count:
         raise MissingRecords(
             f"cache {cache.root} holds views 0-{cache.view_count - 1}, asked for view {view}"
         )
-    absent: set[int] = set()
-    shards: dict[str, list[bytes]] = {name: [] for name in RECORD_ARRAYS}
+    entries = []
     for block in cache.blocks():
         if block.view == view:
             entry = read_entry(cache.root, block)
@@ -246,21 +281,8 @@ def read_slab(cache: Cache, view: int) -> Slab:
                     f"{place(cache, block)}: not filled yet: run the same cache-teacher command "
                     "again"
                 )
-            absent.update(entry.absent_rows)
-            for name, data in _verified(cache, entry).items():
-                shards[name].append(data)
-    try:
-        # decoded from the very bytes that were verified
-        ids, logp, tail, check = (
-            decode_array(name, data, cache.layout()) for name, data in shards.items()
-        )
-    except ValueError as error:
-        if isinstance(error, CacheError):
-            raise
-        raise DamagedRecords(
-            f"cache {cache.root}, view {view}: cannot be decoded: {error}"
-        ) from error
-    return Slab(view, ids, logp, tail, check, frozenset(absent))
+            entries.append(entry)
+    return entries
 
 
 def place(cache: Cache, block: BlockId) -> str:
