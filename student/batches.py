@@ -6,6 +6,7 @@ B rows of a micro-batch, K kept classes.
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 
 import numpy as np
@@ -22,6 +23,7 @@ from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImagesError
 from teacher_cache.loader import Rendered, Request, rendered
+from teacher_cache.shared_slab import SharedSlabs
 from teacher_cache.store import Cache, Slab, read_slab
 
 
@@ -99,7 +101,9 @@ def batches(
     first_epoch = start_step // plan.steps_per_epoch
     views = [data.view_of(epoch) for epoch in range(first_epoch, plan.epochs)]
     slabs: Iterable[Slab | Waiting | None] = (
-        prefetched_slabs(data.cache, views, follow_timeout_s=data.follow_timeout_s)
+        prefetched_slabs(
+            data.cache, views, follow_timeout_s=data.follow_timeout_s, ranks=plan.ranks
+        )
         if data.cache
         else [None] * len(views)
     )
@@ -125,28 +129,33 @@ class Waiting:
 
 
 def prefetched_slabs(
-    cache: Cache, views: list[int], *, follow_timeout_s: float | None = None
+    cache: Cache, views: list[int], *, follow_timeout_s: float | None = None, ranks: Ranks = ALONE
 ) -> Iterator[Slab | Waiting]:
-    """The slabs of these views in turn; while one is used, a thread reads the next."""
-    cancelled = Event()
+    """The slabs of these views in turn; while one is used, a thread reads the next.
 
-    def read(view: int) -> Slab:
-        if follow_timeout_s is None:
-            return read_slab(cache, view)
-        return await_slab(cache, view, timeout_s=follow_timeout_s, cancelled=cancelled)
+    Ranks of one host share them: the first reads, the others map the same memory.
+    """
+    cancelled = Event()
+    load = read_slab
+    if follow_timeout_s is not None:
+        load = partial(await_slab, timeout_s=follow_timeout_s, cancelled=cancelled)
+    slabs = SharedSlabs(
+        ranks.host, local_rank=ranks.local_number, local_world_size=ranks.local_count
+    )
 
     with ThreadPoolExecutor(1, thread_name_prefix="slab") as pool:
         try:
-            following = pool.submit(read, views[0])
+            following = pool.submit(slabs.read, cache, views[0], load)
             for view, after in zip(views, [*views[1:], None], strict=True):
                 while follow_timeout_s is not None and not wait([following], POLL_S).done:
                     yield Waiting(view)
                 slab = following.result()
                 if after is not None:
-                    following = pool.submit(read, after)
+                    following = pool.submit(slabs.read, cache, after, load)
                 yield slab
         finally:
             cancelled.set()
+            slabs.close()
 
 
 def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Request]:

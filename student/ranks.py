@@ -7,6 +7,7 @@ W ranks.
 """
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Ranks:
 
     number: int = 0
     count: int = 1
+    local_number: int = 0
+    """This process's number among the ranks of its host."""
+    local_count: int = 1
+    host: str = ""
+    """A name that the ranks of this host share, and no other job."""
     control: "dist.ProcessGroup | None" = None
     """Carries what is agreed on, on the host: no device waits for it."""
 
@@ -146,8 +152,17 @@ def joined(device: torch.device, environment: Mapping[str, str] | None = None) -
             "and that all were started"
         ) from error
     assert isinstance(control, dist.ProcessGroup)  # every rank is in it
+    tokens: list[str] = [""] * count
+    dist.all_gather_object(tokens, secrets.token_hex(16), group=control)
     try:
-        yield Ranks(dist.get_rank(), count, control)
+        yield Ranks(
+            number=dist.get_rank(),
+            count=count,
+            local_number=int(found["LOCAL_RANK"]),
+            local_count=int(found.get("LOCAL_WORLD_SIZE", "1")),
+            host=f"{tokens[0]}-{found.get('GROUP_RANK', '0')}",
+            control=control,
+        )
     finally:
         dist.destroy_process_group()
 

@@ -14,6 +14,7 @@ from torch import nn
 from student.checkpoint import load_checkpoint
 from student.data import TrainingData
 from student.models import build_student
+from student.ranks import Ranks
 from student.recipe import StudentRecipe
 from teacher_cache.durable import write_atomic
 from teacher_cache.errors import UserError
@@ -103,6 +104,30 @@ def start_or_continue(
         raise RunError(f"{folder} is not empty and holds no run: choose another --out, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "run.json", json.dumps(run.to_json(), indent=1).encode())
+    return run
+
+
+def start_together(
+    folder: Path, recipe: StudentRecipe, data: TrainingData, validation: ImageIndex, ranks: Ranks
+) -> Run:
+    """`start_or_continue` on the first rank; the others open what it started.
+
+    Raises:
+        RunError: as there, or a rank that sees other data or not the first rank's folder.
+        RankLost: another rank has ended.
+    """
+    if ranks.is_first:
+        run = start_or_continue(folder, recipe, data, validation)
+        ranks.agree()
+        return run
+    ranks.agree()
+    run = open_run(folder)
+    own = data.digest() | {"validation images": validation.digest()}
+    if run.data_digest != own or run.recipe != recipe:
+        raise RunError(
+            f"rank {ranks.number} sees another recipe, other data or another run in {folder} than "
+            "rank 0: give all ranks the same command, and folders that all hosts share"
+        )
     return run
 
 

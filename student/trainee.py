@@ -6,7 +6,8 @@ B images of a micro-batch, C classes.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self, cast
+from inspect import signature
+from typing import Any, Self, cast
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -23,6 +24,14 @@ from student.order import step_seed
 from student.ranks import ALONE, Ranks, understood
 from student.recipe import OptimizerSection, StudentRecipe
 from teacher_cache.normalize import Normalization
+
+# torch 2.15 gave the parameter another name. Buffers are averaged after a step instead, so that a
+# step of several micro-batches keeps every rank's statistics.
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +99,7 @@ class Trainee:
         self.forward = DistributedDataParallel(
             cast("nn.Module", self.forward),
             device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
+            **_OWN_BUFFERS,
         )
         # After its first backward pass DDP lays out its buckets anew, and another layout may add
         # the ranks' gradients in another order. One pass that does not count makes the first step

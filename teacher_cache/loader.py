@@ -130,8 +130,10 @@ class _Requests(Dataset[Rendered]):
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent finishes its step, so workers must go on
+    # Ctrl-C reaches the whole process group, torchrun's SIGTERM its rank's; the parent finishes its
+    # step, so workers must go on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
