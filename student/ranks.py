@@ -7,6 +7,7 @@ W ranks.
 """
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -192,5 +193,6 @@ def _is_of_transport(error: RuntimeError) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """The transport's first sentence, without the place in its source."""
+    lines = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip()).splitlines()
+    return lines[0].partition(". ")[0].rstrip(".") if lines else type(error).__name__
