@@ -46,6 +46,12 @@ OverridesOption = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; repeatable."),
 ]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+WeightsOption = Annotated[
+    Literal["averaged", "trained", "best"],
+    typer.Option(
+        help="The moving average, what the optimizer moved last, or the best evaluation's."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -161,27 +167,26 @@ def train_student(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
     val: ValOption,
+    weights: WeightsOption = "averaged",
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure top-1 and top-5 of a run's weights, as trained and folded."""
     from student.evaluate import evaluate_run
-    from student.run import open_run
+    from student.run import Weights, open_run
     from teacher_cache.images import index_folder
 
     opened = open_run(run)
     validation = index_folder(val, class_ids=opened.class_ids)
-    _show(evaluate_run(opened, validation, _device(device)), as_json=as_json)
+    facts = evaluate_run(opened, validation, _device(device), Weights(weights))
+    _show(facts, as_json=as_json)
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
     out: Annotated[Path, typer.Option(help="The .safetensors or .onnx file to write.")],
-    weights: Annotated[
-        Literal["averaged", "trained"],
-        typer.Option(help="The moving average, or what the optimizer moved last."),
-    ] = "averaged",
+    weights: WeightsOption = "averaged",
 ) -> None:
     """Fold a run's weights into plain convolutions; write them, and a model card beside them."""
     from student.export import export as export_run
@@ -200,6 +205,8 @@ def export(
             f"folded; {agree}; one image on one CPU thread takes {done.latency_ms:.2f} ms before "
             f"folding, {done.latency_folded_ms:.2f} ms after"
         )
+    if "unfinished" in done.standing:
+        print(f"{out}: {done.standing}")
     print(f"{done.card}: recipe, digests, metrics, versions, and how to open the file")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
 from student.reparam import fold
-from student.run import Run, load_network
+from student.run import Run, Weights, kept, network_of, saved_state, standing
 from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.loader import CenterRenderer, Request, rendered
 from teacher_cache.normalize import Normalization
@@ -86,14 +86,20 @@ def evaluate(
     return [Accuracy(*(100.0 * row / len(data.index)).tolist()) for row in hits]
 
 
-def evaluate_run(run: Run, validation: ImageIndex, device: torch.device) -> dict[str, Any]:
-    """Facts by name: accuracy of a run's weights, as trained and folded.
+def evaluate_run(
+    run: Run,
+    validation: ImageIndex,
+    device: torch.device,
+    weights: Weights = Weights.AVERAGED,
+) -> dict[str, Any]:
+    """Facts by name: accuracy of a run's weights, as trained and folded, and how far it got.
 
     Raises:
         WeightsError: the run has no checkpoint.
         ImagesError: an image that cannot be read.
     """
-    network = load_network(run).to(device)
+    saved = saved_state(run, weights)
+    network = network_of(run, saved, weights).to(device)
     folded = fold(network)
     evaluation = evaluation_of(
         run.recipe, validation, size=run.size, interpolation=run.interpolation
@@ -102,6 +108,8 @@ def evaluate_run(run: Run, validation: ImageIndex, device: torch.device) -> dict
     return {
         "run": str(run.folder),
         "model": run.recipe.student.model,
+        "weights": str(kept(run, weights)),
+        "standing": standing(run, saved),
         "images": len(validation),
         "top1": round(trained.top1, 4),
         "top5": round(trained.top5, 4),

@@ -143,7 +143,8 @@ def test_two_ranks_train_the_run_of_one_process(torchrun, scans, filled, tmp_pat
     lines = zip(read_metrics(one.metrics), read_metrics(two / "metrics.jsonl"), strict=True)
     for expected, line in lines:
         figures = {"step", "loss", "ce", "kd", "lr", "top1", "ema_top1"} & expected.keys()
-        assert {n: line[n] for n in figures} == pytest.approx({n: expected[n] for n in figures})
+        same = pytest.approx({n: expected[n] for n in figures}, rel=1e-4, abs=1e-6)
+        assert {n: line[n] for n in figures} == same
     assert any("ranks_share" in line for line in read_metrics(two / "metrics.jsonl"))
     assert json.loads((two / "summary.json").read_text())["ranks"] == 2
 
