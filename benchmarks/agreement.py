@@ -36,11 +36,11 @@ def main() -> None:
     data = evaluation_of(run.recipe, validation, size=run.size, interpolation=run.interpolation)
     requests = [
         Request(rows, (0,))
-        for rows in np.array_split(np.arange(len(validation)), len(validation) // 250 or 1)
+        for rows in np.array_split(np.arange(len(validation)), -(-len(validation) // 250))
     ]
     normalization = Normalization.of(trained, torch.device("cpu"))
     logits = {"trained": [], "plain timm": [], "onnxruntime": []}
-    for batch in rendered(data.renderer, requests, workers=data.workers):
+    for batch in rendered(data.renderer, requests, data.loader, largest=(1, 250)):
         images = normalization.images(batch.pixels_GBHWC[0])
         with torch.inference_mode():
             logits["trained"].append(trained(images))

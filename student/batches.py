@@ -3,11 +3,13 @@
 B rows of a micro-batch, K kept classes.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from student.recipe import StudentRecipe
 from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImagesError
-from teacher_cache.loader import Rendered, Request, rendered
+from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, rendered
 from teacher_cache.shared_slab import SharedSlabs
 from teacher_cache.store import Cache, Slab, read_slab
 
@@ -86,39 +88,99 @@ def plan_run(recipe: StudentRecipe, data: TrainingData, ranks: Ranks = ALONE) ->
 
 
 def batches(
-    data: TrainingData, plan: Plan, *, start_step: int, workers: int
-) -> Iterator[list[MicroBatch]]:
+    data: TrainingData, plan: Plan, *, start_step: int, settings: LoaderSettings
+) -> "Batches":
     """One list of micro-batches a step, from `start_step` to the end; empty ones while waiting.
+
+    Workers begin at once.
 
     Raises:
         ImagesError: an image that cannot be read.
+        WorkerDied: a loader's worker was killed or crashed.
         ReplayRefused: pixels that are not those the teacher saw.
         MissingRecords, DamagedRecords: from the cache.
+        UserError: two micro-batches do not fit into `settings.memory_mb`.
     """
-    stream = rendered(data.renderer, _requests(data, plan, start_step), workers=workers)
-    if start_step == plan.total_steps:
-        return
-    first_epoch = start_step // plan.steps_per_epoch
-    views = [data.view_of(epoch) for epoch in range(first_epoch, plan.epochs)]
-    slabs: Iterable[Slab | Waiting | None] = (
-        prefetched_slabs(
-            data.cache, views, follow_timeout_s=data.follow_timeout_s, ranks=plan.ranks
-        )
-        if data.cache
-        else [None] * len(views)
+    settings = replace(
+        settings, ahead=max(2 * plan.micro_batches_per_step, 2 * settings.workers, 4)
     )
-    step = start_step
-    for slab in slabs:
-        if isinstance(slab, Waiting):
-            yield []
-            continue
-        if slab is not None:
-            _require_known_absences(data, slab)
-        for _ in range(plan.steps_per_epoch - step % plan.steps_per_epoch):
-            yield [
-                _micro_batch(data, next(stream), slab) for _ in range(plan.micro_batches_per_step)
-            ]
-            step += 1
+    loader = rendered(
+        data.renderer,
+        _requests(data, plan, start_step),
+        settings,
+        largest=(1, plan.micro_batch),
+    )
+    return Batches(data, plan, start_step, loader)
+
+
+class Batches(Iterator[list[MicroBatch]]):
+    """The batches of a run, and how long whoever trains on them has waited for them."""
+
+    def __init__(self, data: TrainingData, plan: Plan, start_step: int, loader: Loader) -> None:
+        self.waited_s = 0.0
+        """Seconds spent in `next` so far."""
+        self.waiting_for: Literal["view", "images"] | None = None
+        """Why the last list was empty."""
+        self._loader = loader
+        self._steps = self._all(data, plan, start_step)
+
+    def __next__(self) -> list[MicroBatch]:
+        """The next step's micro-batches; none after `POLL_S` without them."""
+        started = time.perf_counter()
+        self.waiting_for = None
+        try:
+            return next(self._steps)
+        except BaseException:
+            self.close()  # also at the end
+            raise
+        finally:
+            self.waited_s += time.perf_counter() - started
+
+    def close(self) -> None:
+        """End workers and reading; batches already given stay valid."""
+        self._steps.close()
+        self._loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _all(
+        self, data: TrainingData, plan: Plan, start_step: int
+    ) -> Generator[list[MicroBatch], None, None]:
+        step = start_step
+        for slab in _slabs(data, plan, start_step):
+            if isinstance(slab, Waiting):
+                self.waiting_for = "view"
+                yield []
+                continue
+            if slab is not None:
+                _require_known_absences(data, slab)
+            for _ in range(plan.steps_per_epoch - step % plan.steps_per_epoch):
+                step_batches = []
+                for _ in range(plan.micro_batches_per_step):
+                    while not self._loader.ready(POLL_S):
+                        self.waiting_for = "images"
+                        yield []
+                    step_batches.append(_micro_batch(data, next(self._loader), slab))
+                yield step_batches
+                # what is still referred to here could not be rendered into
+                del step_batches
+                step += 1
+
+
+def _slabs(data: TrainingData, plan: Plan, start_step: int) -> "Iterable[Slab | Waiting | None]":
+    """The slab of every epoch from this step on; None without a cache."""
+    if start_step == plan.total_steps:
+        return []
+    views = [data.view_of(e) for e in range(start_step // plan.steps_per_epoch, plan.epochs)]
+    if data.cache is None:
+        return [None] * len(views)
+    return prefetched_slabs(
+        data.cache, views, follow_timeout_s=data.follow_timeout_s, ranks=plan.ranks
+    )
 
 
 @dataclass(frozen=True, slots=True)

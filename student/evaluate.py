@@ -16,7 +16,7 @@ from student.recipe import StudentRecipe
 from student.reparam import fold
 from student.run import Run, Weights, kept, network_of, saved_state, standing
 from teacher_cache.images import ImageIndex, ImagesError
-from teacher_cache.loader import CenterRenderer, Request, rendered
+from teacher_cache.loader import CenterRenderer, LoaderSettings, Request, rendered
 from teacher_cache.normalize import Normalization
 
 
@@ -35,7 +35,7 @@ class Evaluation:
     index: ImageIndex
     renderer: CenterRenderer
     batch_size: int
-    workers: int
+    loader: LoaderSettings
 
 
 def evaluation_of(
@@ -43,7 +43,8 @@ def evaluation_of(
 ) -> Evaluation:
     """The recipe's evaluation of images at `size` pixels a side."""
     renderer = CenterRenderer(index, size, recipe.evaluation.crop_ratio, interpolation)
-    return Evaluation(index, renderer, recipe.evaluation.batch_size, recipe.loader.workers)
+    loader = LoaderSettings(recipe.loader.workers, recipe.loader.memory_mb)
+    return Evaluation(index, renderer, recipe.evaluation.batch_size, loader)
 
 
 def evaluate(
@@ -71,7 +72,8 @@ def evaluate(
         )
     ][ranks.number :: ranks.count]
     with torch.inference_mode():
-        for images in rendered(data.renderer, requests, workers=data.workers):
+        largest = (1, data.batch_size)
+        for images in rendered(data.renderer, requests, data.loader, largest=largest):
             for row, reason in images.unreadable.items():
                 raise ImagesError(
                     f"{data.index.root / data.index.keys[row]}: {reason}: repair or remove it"

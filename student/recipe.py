@@ -99,6 +99,8 @@ class LoaderSection(Section):
     """Processes that decode and render; they change speed, never a weight."""
 
     workers: Annotated[int, Field(ge=0)] = 2
+    memory_mb: PositiveInt = 1024
+    """Rendered pixels that may wait or be read, in 10^6 bytes: how far decoding runs ahead."""
 
 
 class RunSection(Section):

@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import torch
 
-from student.batches import Plan, batches, plan_run
+from student.batches import Batches, Plan, batches, plan_run
 from student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from student.data import TrainingData
 from student.evaluate import Evaluation, evaluate, evaluation_of
@@ -30,6 +30,7 @@ from student.size import parameter_count
 from student.trainee import Trainee
 from teacher_cache.durable import write_atomic
 from teacher_cache.images import ImageIndex
+from teacher_cache.loader import LoaderSettings
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import digest_of
 from teacher_cache.stopwatch import Stopwatch
@@ -136,24 +137,35 @@ def _prepared(
 
 
 def _train(job: _Job) -> Iterator[Progress]:
-    plan, state, workers = job.plan, job.state, job.run.recipe.loader.workers
+    plan, state, recipe = job.plan, job.state, job.run.recipe
     yield Progress(state.step, plan.total_steps, "steps", resumed=job.resumed)
-    stream = batches(job.data, plan, start_step=state.step, workers=workers)
-    for step_batches in fed(stream, job.device, job.watch):
-        if not step_batches:
-            view = job.data.view_of(state.step // plan.steps_per_epoch)
-            yield from job.pause({"waiting_for_view": float(view)})
-            job.interval.restart_clock()
-            continue
-        _agree(job)
-        lr = _learning_rate(job.run.recipe, plan, state.step)
-        with job.watch.during("compute"):
-            losses = job.trainee.step(step_batches, lr=lr, step=state.step)
-        state.step += 1
-        job.interval.add(state.step, step_batches, losses)
-        yield from job.pause(_closed_intervals(job, lr))
+    settings = LoaderSettings(
+        recipe.loader.workers, recipe.loader.memory_mb, pinned=job.device.type == "cuda"
+    )
+    with batches(job.data, plan, start_step=state.step, settings=settings) as stream:
+        for step_batches in fed(stream, job.device, job.watch):
+            if not step_batches:
+                yield from _waiting(job, stream)
+                continue
+            _agree(job)
+            lr = _learning_rate(recipe, plan, state.step)
+            with job.watch.during("compute"):
+                losses = job.trainee.step(step_batches, lr=lr, step=state.step)
+            state.step += 1
+            job.interval.add(state.step, step_batches, losses)
+            yield from job.pause(_closed_intervals(job, lr))
     if job.ranks.is_first:
         _write_summary(job)
+
+
+def _waiting(job: _Job, stream: Batches) -> Iterator[Progress]:
+    """Say that the view of the epoch at hand is still being filled, or that images are slow."""
+    if stream.waiting_for == "view":
+        view = job.data.view_of(job.state.step // job.plan.steps_per_epoch)
+        yield from job.pause({"waiting_for_view": float(view)})
+        job.interval.restart_clock()
+    else:
+        yield from job.pause({})
 
 
 def _agree(job: _Job) -> None:

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
-from teacher_cache.loader import Request, ViewRenderer
+from teacher_cache.loader import Request, ViewRenderer, render_here
 from teacher_cache.store import Cache, checked_row, complete_views, read_slab
 from teacher_cache.teacher import Teacher
 
@@ -146,7 +146,7 @@ def _audit_view(
     logits: list[Tensor] = []
     checks: dict[tuple[int, int], int] = {}
     for start in range(0, len(rows), batch):
-        part = renderer(Request(rows[start : start + batch], (view,)))
+        part = render_here(renderer, Request(rows[start : start + batch], (view,)))
         for row, reason in part.unreadable.items():
             raise CacheError(f"{index.root / index.keys[row]}: {reason}: restore the image")
         checks |= part.checks

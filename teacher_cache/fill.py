@@ -21,7 +21,7 @@ from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.ledger import BlockId
-from teacher_cache.loader import Rendered, Request, ViewRenderer, rendered
+from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, ViewRenderer, rendered
 from teacher_cache.machine import processor
 from teacher_cache.manifest import Manifest
 from teacher_cache.progress import Progress
@@ -40,6 +40,9 @@ from teacher_cache.store import (
 from teacher_cache.teacher import Teacher
 from teacher_cache.topk import TopK, top_k
 from teacher_cache.work import Count, Work, take_tiles
+
+POLL_S = 0.5
+"""How often a job that waits for pixels looks whether it shall stop."""
 
 LOOK_EVERY_S = 10.0
 """How often a long tile says where its time goes; every tile's end says so in any case."""
@@ -99,13 +102,23 @@ def fill(
 
     Raises:
         ImagesError: an unreadable image, unless `images.skip_unreadable`.
+        WorkerDied: a loader's worker was killed or crashed; committed blocks stay.
+        UserError: two batches of a tile do not fit into `loader.memory_mb`.
         OSError: the disk is full or cannot be written; committed blocks stay.
     """
     work: deque[Work] = deque()
     requests = _requests(take_tiles(cache, recipe, rank, world_size), work)
-    stream = rendered(_renderer(index, recipe), requests, workers=recipe.loader.workers)
+    settings = LoaderSettings(
+        workers=recipe.loader.workers,
+        memory_mb=recipe.loader.memory_mb,
+        pinned=teacher.device.type == "cuda",
+    )
+    largest = (recipe.storage.views_per_tile, recipe.teacher.batch_size)
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+        with (
+            rendered(_renderer(index, recipe), requests, settings, largest=largest) as stream,
+            ThreadPoolExecutor(1, thread_name_prefix="commit") as committer,
+        ):
             yield from _fill(cache, index, teacher, recipe, stream, work, committer)
     finally:
         for unfinished in work:
@@ -117,53 +130,60 @@ def _fill(
     index: ImageIndex,
     teacher: Teacher,
     recipe: CacheRecipe,
-    stream: Iterator[Rendered],
+    stream: Loader,
     work: "deque[Work]",
     committer: ThreadPoolExecutor,
 ) -> Iterator[Progress]:
     producer = _producer(teacher)
-    count, pace = Count(cache), _Pace(Stopwatch())
+    count, pace = Count(cache), _Pace()
     yield count.progress(0)
     commit: Future[None] | None = None
-    closing = False
-    while not closing and (batch := pace.next(stream)) is not None:
-        tile, answers, done = work[0], [], 0
-        while True:
+    answers: list[_Answer] = []
+    done, closing = 0, False
+    for batch in _polled(stream, pace.watch):
+        if batch is not None:
             with pace.watch.during("teacher"):
                 answers.append(_ask(teacher, batch, recipe, index))
-            done += len(batch.request.rows) * len(tile.views)
-            is_last = len(answers) == len(tile.requests)
-            if not closing:
-                try:
-                    yield count.progress(done, pace.metrics(now=is_last))
-                except GeneratorExit:
-                    closing = True  # finish and commit the tile, then stop
-            if is_last:
-                break
-            with pace.watch.during("data_wait"):
-                batch = next(stream)
-        if commit is not None:
-            with pace.watch.during("write"):
-                commit.result()  # one tile behind at most, and its error stops the job
-        count.add(tile)
-        commit = committer.submit(_commit, cache, work.popleft(), answers, producer)
+            done += len(batch.request.rows) * len(work[0].views)
+        is_whole = bool(answers) and len(answers) == len(work[0].requests)
+        if not closing:
+            try:
+                yield count.progress(done, pace.metrics(now=is_whole))
+            except GeneratorExit:
+                closing = True  # finish and commit the tile, then stop
+        if is_whole:
+            if commit is not None:
+                with pace.watch.during("write"):
+                    commit.result()  # one tile behind at most, and its error stops the job
+            tile = work.popleft()
+            count.add(tile)
+            commit = committer.submit(_commit, cache, tile, answers, producer)
+            answers, done = [], 0
+        if closing and not answers:
+            break
     if commit is not None:
         commit.result()
     if not closing and count.look():
         yield count.progress(0)  # what others committed meanwhile
 
 
+def _polled(stream: Loader, watch: Stopwatch) -> Iterator[Rendered | None]:
+    """Batches as they come, and None every half second without one: a moment to be closed in."""
+    while True:
+        with watch.during("data_wait"):
+            is_ready = stream.ready(POLL_S)
+            batch = next(stream, None) if is_ready else None
+        if is_ready and batch is None:
+            return
+        yield batch
+
+
 @dataclass(slots=True)
 class _Pace:
     """For what the loop is held up: pixels, the teacher, or the tile that is being written."""
 
-    watch: Stopwatch
+    watch: Stopwatch = field(default_factory=Stopwatch)
     looked: float = field(default_factory=time.monotonic)
-
-    def next(self, stream: Iterator[Rendered]) -> Rendered | None:
-        """The next batch of pixels, None after the last."""
-        with self.watch.during("data_wait"):
-            return next(stream, None)
 
     def metrics(self, *, now: bool) -> dict[str, float]:
         """The shares of wall time since the last look: `now`, or when it is long ago."""

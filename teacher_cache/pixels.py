@@ -5,7 +5,7 @@ import numpy as np
 from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImageIndex
-from teacher_cache.loader import Request, ViewRenderer
+from teacher_cache.loader import Request, ViewRenderer, render_here
 from teacher_cache.store import Cache, checked_row, complete_views, read_slab
 
 SAMPLED_VIEWS = 8
@@ -34,7 +34,7 @@ def require_same_sample(cache: Cache, index: ImageIndex) -> int:
         slab = read_slab(cache, view)
         rows = np.arange(checked_row(view, 0), len(index), ROWS_PER_CHECK)
         rows = rows[~np.isin(rows, list(slab.absent_rows))][:: max(len(rows) // SAMPLED_ROWS, 1)]
-        checks = renderer(Request(rows, (view,))).checks
+        checks = render_here(renderer, Request(rows, (view,))).checks
         compared += len(rows)
         differing += [
             f"view {view} of {index.keys[row]}"

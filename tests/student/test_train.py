@@ -78,7 +78,6 @@ def unbroken(scans, filled, tmp_path_factory):
     return trained(tmp_path_factory.mktemp("run") / "unbroken", scans, filled.root)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_loader_workers_changes_no_byte_of_the_weights(
     unbroken, scans, filled, tmp_path, workers
