@@ -212,3 +212,15 @@ def test_no_temporary_file_stays(filled):
     names = [path.name for path in filled.root.parent.rglob("*")]
     assert not [name for name in names if name.endswith(".tmp")]
     shutil.copytree(filled.root, filled.root.parent / "copy", dirs_exist_ok=True)
+
+
+def test_every_tile_says_where_its_time_went(started):
+    cache, index, teacher, recipe = started
+    tiles = len(missing_tiles(cache, recipe.storage.views_per_tile))
+    metrics = [p.metrics for p in fill(cache, index, teacher, recipe) if p.metrics]
+    assert len(metrics) == tiles
+    for shares in metrics:
+        assert set(shares) == {"data_wait_share", "teacher_share", "write_share"}
+        assert all(0 <= share <= 1 for share in shares.values())
+        assert sum(shares.values()) < 1.001
+    assert sum(shares["teacher_share"] for shares in metrics) > 0
