@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 
@@ -58,6 +58,12 @@ OverridesOption = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; repeatable."),
 ]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+WeightsOption = Annotated[
+    Literal["averaged", "trained", "best"],
+    typer.Option(
+        help="The moving average, what the optimizer moved last, or the best evaluation's."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -129,10 +135,15 @@ def train_student(
     accept_pixel_libraries: AcceptOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a student on the views that the teacher saw, with its cached answers."""
+    """Train a student on the views that the teacher saw, with its cached answers.
+
+    Several GPUs: torchrun --nproc-per-node N cli.py train-student ...; each takes its share of
+    every batch.
+    """
     from student.data import plain_data, replayed_data
+    from student.ranks import joined
     from student.recipe import StudentRecipe
-    from student.run import start_or_continue
+    from student.run import start_together
     from student.train import train
     from teacher_cache.images import index_images, rebase
     from teacher_cache.place import locate
@@ -152,14 +163,20 @@ def train_student(
             accept_pixel_libraries=accept_pixel_libraries,
         )
     validation = index_images(val, class_ids=training.index.class_ids)
-    run = start_or_continue(out, settings, training, validation)
     config = {
         "recipe": recipe.stem,
         "student": settings.student.model,
         "alpha": settings.distill.alpha,
         "epochs": settings.schedule.epochs,
     }
-    _run(train(run, training, validation, device=_device(device)), "train-student", "steps", config)
+    place = _device(device)
+    with joined(place) as ranks:
+        run = start_together(out, settings, training, validation, ranks)
+        job = train(run, training, validation, device=place, ranks=ranks)
+        if not ranks.is_first:
+            _accompany(job)
+            return
+        _run(job, "train-student", "steps", config)
     summary = json.loads(run.summary.read_text())
     shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
     print(f"run {out}: " + _spell({name: summary[name] for name in shown if name in summary}))
@@ -169,27 +186,26 @@ def train_student(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
     val: ValOption,
+    weights: WeightsOption = "averaged",
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure top-1 and top-5 of a run's weights, as trained and folded."""
     from student.evaluate import evaluate_run
-    from student.run import open_run
+    from student.run import Weights, open_run
     from teacher_cache.images import index_images
 
     opened = open_run(run)
     validation = index_images(val, class_ids=opened.class_ids)
-    _show(evaluate_run(opened, validation, _device(device)), as_json=as_json)
+    facts = evaluate_run(opened, validation, _device(device), Weights(weights))
+    _show(facts, as_json=as_json)
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
     out: Annotated[Path, typer.Option(help="The .safetensors or .onnx file to write.")],
-    weights: Annotated[
-        Literal["averaged", "trained"],
-        typer.Option(help="The moving average, or what the optimizer moved last."),
-    ] = "averaged",
+    weights: WeightsOption = "averaged",
 ) -> None:
     """Fold a run's weights into plain convolutions; write them, and a model card beside them."""
     from student.export import export as export_run
@@ -208,6 +224,8 @@ def export(
             f"folded; {agree}; one image on one CPU thread takes {done.latency_ms:.2f} ms before "
             f"folding, {done.latency_folded_ms:.2f} ms after"
         )
+    if "unfinished" in done.standing:
+        print(f"{out}: {done.standing}")
     print(f"{done.card}: recipe, digests, metrics, versions, and how to open the file")
 
 
@@ -225,8 +243,8 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """Parameters, multiply-adds and speed of students, measured here, beside published figures."""
-    from student.machine import processor
     from student.survey import survey, table
+    from teacher_cache.machine import processor
 
     measured = survey(names or (), timed=latency)
     if as_json:
@@ -234,7 +252,8 @@ def models(
         return
     print(table(measured))
     if latency:
-        print(f"\nlatency: median of 100 runs, folded, one thread of {processor()}")
+        cores = os.cpu_count()
+        print(f"\nlatency: median of 100 runs, folded, one thread of {processor()}, {cores} cores")
 
 
 @app.command()
@@ -444,6 +463,15 @@ def _run(job: Iterator["Progress"], kind: str, unit: str, config: Mapping[str, A
     raise SystemExit(128 + stop.signal)
 
 
+def _accompany(job: Iterator["Progress"]) -> None:
+    """Drain a job that the first rank prints and records."""
+    with _Stop() as stop:
+        for _ in job:
+            if stop.signal is not None:
+                job.close()  # type: ignore[attr-defined]
+                raise SystemExit(128 + stop.signal)
+
+
 def _drain(job: Iterator["Progress"], stop: "_Stop", recorder: "Recorder", kind: str) -> None:
     display = _Display(kind)
     for progress in job:
@@ -463,9 +491,10 @@ class _Stop:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._ask)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -480,6 +509,8 @@ class _Stop:
 class _Display:
     """One line kept up to date on a terminal; elsewhere one every 30 s, or every 1% past 5 s."""
 
+    _MUCH_WAITING = 0.1
+    """The share of time spent waiting for images above which the line says so."""
     _SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1", "waiting_for_view")
 
     def __init__(self, kind: str) -> None:
@@ -520,6 +551,8 @@ class _Display:
         place = f"{self._kind} {100 * progress.done / max(progress.total, 1):3.0f}%"
         counts = f"{progress.done:,}/{progress.total:,} {progress.unit}"
         figures = _spell({n: self._metrics[n] for n in self._SHOWN if n in self._metrics})
+        if (waited := self._metrics.get("data_wait_share", 0.0)) > self._MUCH_WAITING:
+            figures += f"  data_wait {waited:.0%}"
         return f"{place}  {counts}  {rate:,.1f}/s  {_clock(left)} left  {figures}".rstrip()
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.machine import describe, processor
+from benchmarks.machine import describe
 from student.published import in_units
 from student.survey import Measured, survey, table
+from teacher_cache.machine import processor
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "accuracy.png"
 COLORS = {

@@ -19,7 +19,7 @@ from benchmarks.machine import describe
 from student.evaluate import evaluation_of
 from student.export import export
 from student.run import load_network, open_run
-from teacher_cache.images import index_folder
+from teacher_cache.images import index_images
 from teacher_cache.loader import Request, rendered
 from teacher_cache.normalize import Normalization
 
@@ -27,7 +27,7 @@ from teacher_cache.normalize import Normalization
 def main() -> None:
     torch.set_num_threads(1)
     run, out = open_run(Path(sys.argv[1])), Path(sys.argv[3])
-    validation = index_folder(Path(sys.argv[2]), class_ids=run.class_ids)
+    validation = index_images(Path(sys.argv[2]), class_ids=run.class_ids)
     file, onnx = export(run, out / "student.safetensors").file, out / "student.onnx"
     export(run, onnx)
     trained = load_network(run)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.machine import describe
 from teacher_cache.fill import fill, open_or_create
-from teacher_cache.images import ImageIndex, index_folder
+from teacher_cache.images import ImageIndex, index_images
 from teacher_cache.loader import Request, ViewRenderer, rendered
 from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.store import Block, Cache, create_cache, read_slab, write_block
@@ -90,7 +90,7 @@ def writing_s(cache: Cache, folder: Path) -> float:
 
 def main(images: int = 48, model: str = "beitv2_base_patch16_224") -> None:
     torch.set_num_threads(1)
-    index = part_of(index_folder(Path(os.environ["RETORT_DATA"]) / "imagenet-sample"), images)
+    index = part_of(index_images(Path(os.environ["RETORT_DATA"]) / "imagenet-sample"), images)
     recipe = recipe_of(model)
     plain = load_teacher(
         recipe.teacher, class_count=CLASSES, has_class_map=False, size=recipe.views.size,

@@ -1,7 +1,13 @@
 """What distillation costs a training step: none, from the cache, with the teacher in the loop.
 
-GhostNetV3-1.0x, LAMB, one thread, float32; the online teacher is BEiTv2-B with random weights.
+    python -m benchmarks.kd_step                    (16 images, with the teacher in the loop, too)
+    python -m benchmarks.kd_step ROWS [REPEATS]     (other batches, without it)
+
+GhostNetV3-1.0x, LAMB, one thread, float32, channels_last; contestants take turns. The online
+teacher is BEiTv2-B with random weights.
 """
+
+import sys
 
 import timm
 import torch
@@ -13,51 +19,52 @@ from student.recipe import StudentRecipe
 from student.trainee import Trainee
 from teacher_cache.recipe import parse_recipe
 
-ROWS, CLASSES, K = 16, 1000, 20
+CLASSES, K = 1000, 20
 TEACHER = "beitv2_base_patch16_224.in1k_ft_in22k_in1k"
 
 
-def trainee(alpha: float) -> Trainee:
+def trainee(alpha: float, rows: int) -> Trainee:
     document = {
         "student": {"model": "ghostnetv3_100"},
         "distill": {"alpha": alpha},
-        "optimizer": {"batch_size": ROWS},
+        "optimizer": {"batch_size": rows},
         "run": {"channels_last": True},
     }
     recipe = parse_recipe(document, StudentRecipe, source="benchmark")
     return Trainee.build(recipe, CLASSES, 224, torch.device("cpu"))
 
 
-def batch(*, with_target: bool) -> MicroBatch:
+def batch(rows: int, *, with_target: bool) -> MicroBatch:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (ROWS, 224, 224, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, CLASSES, (ROWS,), generator=generator)
-    logp, ids = torch.randn(ROWS, CLASSES, generator=generator).log_softmax(1).topk(K)
+    pixels = torch.randint(0, 256, (rows, 224, 224, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, CLASSES, (rows,), generator=generator)
+    logp, ids = torch.randn(rows, CLASSES, generator=generator).log_softmax(1).topk(K)
     tail = (1 - logp.exp().sum(1)).log()
     target = SparseTarget(ids, logp, tail) if with_target else None
     return MicroBatch(labels.numpy(), pixels, labels, target)
 
 
-def main() -> None:
+def main(rows: int = 16, repeats: int = 5, *, online: bool = True) -> None:
     torch.set_num_threads(1)
-    plain, distilled = trainee(alpha=0.0), trainee(alpha=0.5)
-    teacher = timm.create_model(TEACHER, pretrained=False).eval()
-    without, with_target = batch(with_target=False), batch(with_target=True)
-
-    def online() -> None:
-        with torch.inference_mode():
-            teacher(distilled.normalization.images(with_target.pixels_BHWC))
-        distilled.step([with_target], lr=0.001, step=1)
-
+    plain, distilled = trainee(alpha=0.0, rows=rows), trainee(alpha=0.5, rows=rows)
+    without, with_target = batch(rows, with_target=False), batch(rows, with_target=True)
     contestants = {
         "supervised": lambda: plain.step([without], lr=0.001, step=1),
         "KD from the cache": lambda: distilled.step([with_target], lr=0.001, step=1),
-        "KD with the teacher in the loop": online,
     }
-    print(f"kd_step: GhostNetV3-1.0x, {ROWS} images of 224 px, {CLASSES} classes, k = {K}")
-    print_ratios(interleaved(contestants, repeats=5), to="supervised")
+    if online:
+        teacher = timm.create_model(TEACHER, pretrained=False).eval()
+
+        def ask_and_step() -> None:
+            with torch.inference_mode():
+                teacher(distilled.normalization.images(with_target.pixels_BHWC))
+            distilled.step([with_target], lr=0.001, step=1)
+
+        contestants["KD with the teacher in the loop"] = ask_and_step
+    print(f"kd_step: GhostNetV3-1.0x, {rows} images of 224 px, {CLASSES} classes, k = {K}")
+    print_ratios(interleaved(contestants, repeats=repeats), to="supervised")
 
 
 if __name__ == "__main__":
     print(describe())
-    main()
+    main(*map(int, sys.argv[1:]), online=len(sys.argv) == 1)

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import describe
-from teacher_cache.images import index_folder
+from teacher_cache.images import index_images
 from teacher_cache.loader import LoaderSettings, rendered
 from teacher_cache.renderers import Marks, Request, ViewRenderer
 from teacher_cache.views import ViewPolicy
@@ -27,7 +27,7 @@ SECONDS = 3.0
 
 
 def main() -> None:
-    index = index_folder(Path(os.environ["RETORT_DATA"]) / "imagenet-sample")
+    index = index_images(Path(os.environ["RETORT_DATA"]) / "imagenet-sample")
     rows = np.arange(len(index))
     renderer = ViewRenderer(index, ViewPolicy(), 0, SIZE, "bicubic", check_size=SIZE)
     print(f"loader: {len(rows)} real JPEGs to {SIZE} px, medians of {REPEATS} turns")

@@ -6,7 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from pathlib import Path
+
+from teacher_cache.machine import processor
 
 LIBRARIES = ("torch", "torchvision", "timm", "zarr", "pillow")
 
@@ -15,14 +16,6 @@ def describe() -> str:
     """One line: processor, cores, Python and the libraries that count."""
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {libraries}"
-
-
-def processor() -> str:
-    """The processor's name, or its architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 def interleaved(

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 
 from benchmarks.machine import describe, interleaved, print_ratios
-from teacher_cache.images import index_folder
+from teacher_cache.images import index_images
 from teacher_cache.render import decode_image, render
 from teacher_cache.views import ViewPolicy, sample_view
 
@@ -26,7 +26,7 @@ def main() -> None:
     auto_augment.LEVEL_TO_ARG["Posterize"] = lambda level, hparams: (
         max(1, auto_augment._posterize_level_to_arg(level, hparams)[0]),
     )
-    index = index_folder(Path(os.environ["RETORT_DATA"]) / "imagenet-sample")
+    index = index_images(Path(os.environ["RETORT_DATA"]) / "imagenet-sample")
     encoded = [index.read(row) for row in range(IMAGES)]
     policy, view = ViewPolicy(), iter(range(10**9))
     timms = create_transform(

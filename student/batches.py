@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event
 from typing import Literal, Self
 
@@ -18,11 +19,13 @@ from student.data import TrainingData
 from student.follow import POLL_S, await_slab
 from student.loss import SparseTarget
 from student.order import epoch_order
+from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImagesError
 from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, rendered
+from teacher_cache.shared_slab import SharedSlabs
 from teacher_cache.store import Cache, Slab, read_slab
 
 
@@ -45,6 +48,8 @@ class Plan:
     batch_size: int
     micro_batch: int
     seed: int
+    ranks: Ranks = ALONE
+    """Who of how many this process is: it shows its own share of every batch."""
 
     @property
     def total_steps(self) -> int:
@@ -53,15 +58,16 @@ class Plan:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Forward passes of one optimizer step."""
-        return self.batch_size // self.micro_batch
+        """This rank's forward passes of one optimizer step."""
+        return self.batch_size // (self.micro_batch * self.ranks.count)
 
 
-def plan_run(recipe: StudentRecipe, data: TrainingData) -> Plan:
+def plan_run(recipe: StudentRecipe, data: TrainingData, ranks: Ranks = ALONE) -> Plan:
     """Cut every epoch into whole batches; the few rows left over differ from epoch to epoch.
 
     Raises:
         ImagesError: fewer images than one batch.
+        RanksError: a batch that the ranks cannot share.
     """
     batch_size = recipe.optimizer.batch_size
     if len(data.rows) < batch_size:
@@ -73,8 +79,11 @@ def plan_run(recipe: StudentRecipe, data: TrainingData) -> Plan:
         epochs=recipe.schedule.epochs,
         steps_per_epoch=len(data.rows) // batch_size,
         batch_size=batch_size,
-        micro_batch=recipe.micro_batch,
+        micro_batch=ranks.micro_batch(
+            batch_size=batch_size, micro_batch=recipe.optimizer.micro_batch
+        ),
         seed=recipe.run.seed,
+        ranks=ranks,
     )
 
 
@@ -169,7 +178,9 @@ def _slabs(data: TrainingData, plan: Plan, start_step: int) -> "Iterable[Slab | 
     views = [data.view_of(e) for e in range(start_step // plan.steps_per_epoch, plan.epochs)]
     if data.cache is None:
         return [None] * len(views)
-    return prefetched_slabs(data.cache, views, follow_timeout_s=data.follow_timeout_s)
+    return prefetched_slabs(
+        data.cache, views, follow_timeout_s=data.follow_timeout_s, ranks=plan.ranks
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,28 +191,33 @@ class Waiting:
 
 
 def prefetched_slabs(
-    cache: Cache, views: list[int], *, follow_timeout_s: float | None = None
+    cache: Cache, views: list[int], *, follow_timeout_s: float | None = None, ranks: Ranks = ALONE
 ) -> Iterator[Slab | Waiting]:
-    """The slabs of these views in turn; while one is used, a thread reads the next."""
-    cancelled = Event()
+    """The slabs of these views in turn; while one is used, a thread reads the next.
 
-    def read(view: int) -> Slab:
-        if follow_timeout_s is None:
-            return read_slab(cache, view)
-        return await_slab(cache, view, timeout_s=follow_timeout_s, cancelled=cancelled)
+    Ranks of one host share them: the first reads, the others map the same memory.
+    """
+    cancelled = Event()
+    load = read_slab
+    if follow_timeout_s is not None:
+        load = partial(await_slab, timeout_s=follow_timeout_s, cancelled=cancelled)
+    slabs = SharedSlabs(
+        ranks.host, local_rank=ranks.local_number, local_world_size=ranks.local_count
+    )
 
     with ThreadPoolExecutor(1, thread_name_prefix="slab") as pool:
         try:
-            following = pool.submit(read, views[0])
+            following = pool.submit(slabs.read, cache, views[0], load)
             for view, after in zip(views, [*views[1:], None], strict=True):
                 while follow_timeout_s is not None and not wait([following], POLL_S).done:
                     yield Waiting(view)
                 slab = following.result()
                 if after is not None:
-                    following = pool.submit(read, after)
+                    following = pool.submit(slabs.read, cache, after, load)
                 yield slab
         finally:
             cancelled.set()
+            slabs.close()
 
 
 def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Request]:
@@ -209,8 +225,10 @@ def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Reque
     for epoch in range(first_epoch, plan.epochs):
         order = epoch_order(data.rows, seed=plan.seed, epoch=epoch)
         start = first_step * plan.batch_size if epoch == first_epoch else 0
-        for at in range(start, plan.steps_per_epoch * plan.batch_size, plan.micro_batch):
-            yield Request(order[at : at + plan.micro_batch], (data.view_of(epoch),))
+        for at in range(start, plan.steps_per_epoch * plan.batch_size, plan.batch_size):
+            own = plan.ranks.share(order[at : at + plan.batch_size])
+            for first in range(0, len(own), plan.micro_batch):
+                yield Request(own[first : first + plan.micro_batch], (data.view_of(epoch),))
 
 
 def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> MicroBatch:

@@ -6,9 +6,10 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
+from student.checkpoint import Checkpoint
 from student.metrics import read_metrics
 from student.models import plain_source
-from student.run import Run, Weights
+from student.run import Run, Weights, kept, standing
 
 # What computed the weights and the figures; the last three where they are installed.
 _LIBRARIES = ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
@@ -17,6 +18,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript
 def model_card(
     run: Run,
     weights: Weights,
+    saved: Checkpoint,
     *,
     file: str,
     data: bytes,
@@ -28,17 +30,17 @@ def model_card(
     Args:
         run: the run that was exported.
         weights: which of its weights.
+        saved: the state that held them.
         file: the exported file's name.
         data: its bytes.
         metadata: its metadata.
         figures: what was measured at export, by name.
     """
     recipe = run.recipe
-    kept = weights if recipe.ema.decay is not None else Weights.TRAINED
     facts = {
         "model": f"`{recipe.student.model}`, {run.class_count} classes",
         "SHA-256": f"`{hashlib.sha256(data).hexdigest()}`, {len(data):,} bytes",
-        "weights": f"{kept} ({_standing(run)})",
+        "weights": f"{kept(run, weights)} ({standing(run, saved)}; {_accuracies(run, saved.step)})",
         **figures,
         "input": (
             f"RGB, {run.size} x {run.size} px: resize the shorter side to size / crop ratio = "
@@ -83,16 +85,14 @@ def _origin(run: Run) -> dict[str, str]:
     return origin
 
 
-def _standing(run: Run) -> str:
-    """How far the run got, and the last accuracies that it measured."""
-    lines = read_metrics(run.metrics)
-    step = f"step {lines[-1]['step']:,}" if lines else "no step logged"
-    ended = "the run's end" if run.summary.exists() else "the run has not ended"
+def _accuracies(run: Run, step: int) -> str:
+    """What the last evaluation up to a step measured."""
     names = ("ema_top1", "ema_top5", "top1", "top5")
-    evaluations = [line for line in lines if "top1" in line]
-    last = evaluations[-1] if evaluations else {}
-    found = [f"{name} {last[name]:.2f}%" for name in names if name in last]
-    return ", ".join([step, ended, *(found or ["never evaluated"])])
+    found = [line for line in read_metrics(run.metrics) if "top1" in line and line["step"] <= step]
+    last = found[-1] if found else {}
+    return ", ".join(f"{name} {last[name]:.2f}%" for name in names if name in last) or (
+        "never evaluated"
+    )
 
 
 def _versions() -> list[str]:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
 from student.reparam import fold
-from student.run import Run, load_network
+from student.run import Run, Weights, kept, network_of, saved_state, standing
 from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.loader import CenterRenderer, LoaderSettings, Request, rendered
 from teacher_cache.normalize import Normalization
@@ -47,12 +48,18 @@ def evaluation_of(
 
 
 def evaluate(
-    networks: Sequence[nn.Module], data: Evaluation, normalization: Normalization
+    networks: Sequence[nn.Module],
+    data: Evaluation,
+    normalization: Normalization,
+    ranks: Ranks = ALONE,
 ) -> list[Accuracy]:
     """Show every image once to every network, in evaluation mode; their modes are restored.
 
+    Ranks take turns at the batches and add up their hits: the batches are those of one process.
+
     Raises:
         ImagesError: an image that cannot be read.
+        RankLost: another rank has ended.
     """
     modes = [network.training for network in networks]
     for network in networks:
@@ -63,7 +70,7 @@ def evaluate(
         for rows in np.array_split(
             np.arange(len(data.index)), -(-len(data.index) // data.batch_size)
         )
-    ]
+    ][ranks.number :: ranks.count]
     with torch.inference_mode():
         largest = (1, data.batch_size)
         for images in rendered(data.renderer, requests, data.loader, largest=largest):
@@ -77,17 +84,24 @@ def evaluate(
                 hits[number] += _hits(network(batch), labels_B)
     for network, mode in zip(networks, modes, strict=True):
         network.train(mode)
+    hits = np.sum(ranks.gather(hits), axis=0)
     return [Accuracy(*(100.0 * row / len(data.index)).tolist()) for row in hits]
 
 
-def evaluate_run(run: Run, validation: ImageIndex, device: torch.device) -> dict[str, Any]:
-    """Facts by name: accuracy of a run's weights, as trained and folded.
+def evaluate_run(
+    run: Run,
+    validation: ImageIndex,
+    device: torch.device,
+    weights: Weights = Weights.AVERAGED,
+) -> dict[str, Any]:
+    """Facts by name: accuracy of a run's weights, as trained and folded, and how far it got.
 
     Raises:
         WeightsError: the run has no checkpoint.
         ImagesError: an image that cannot be read.
     """
-    network = load_network(run).to(device)
+    saved = saved_state(run, weights)
+    network = network_of(run, saved, weights).to(device)
     folded = fold(network)
     evaluation = evaluation_of(
         run.recipe, validation, size=run.size, interpolation=run.interpolation
@@ -96,6 +110,8 @@ def evaluate_run(run: Run, validation: ImageIndex, device: torch.device) -> dict
     return {
         "run": str(run.folder),
         "model": run.recipe.student.model,
+        "weights": str(kept(run, weights)),
+        "standing": standing(run, saved),
         "images": len(validation),
         "top1": round(trained.top1, 4),
         "top5": round(trained.top5, 4),

@@ -17,7 +17,7 @@ from student.card import model_card
 from student.latency import latencies_ms
 from student.onnx_file import onnx_bytes, onnx_difference, require_onnx
 from student.reparam import fold, is_expanded
-from student.run import Run, Weights, load_network
+from student.run import Run, Weights, network_of, saved_state, standing
 from student.size import parameter_count
 from teacher_cache.durable import write_all
 from teacher_cache.errors import UserError
@@ -37,6 +37,8 @@ class Exported:
 
     file: Path
     card: Path
+    standing: str
+    """How far the run was when these weights were saved."""
     parameters: int
     parameters_folded: int
     largest_difference: float
@@ -59,7 +61,8 @@ def export(run: Run, file: Path, *, weights: Weights = Weights.AVERAGED) -> Expo
         WeightsError: no checkpoint, or a damaged one.
     """
     _require_possible(file)
-    network = load_network(run, weights)
+    saved = saved_state(run, weights)
+    network = network_of(run, saved, weights)
     folded = fold(network)
     metadata = _metadata(run, network)
     difference = _largest_difference(network, folded, run.size)
@@ -76,6 +79,7 @@ def export(run: Run, file: Path, *, weights: Weights = Weights.AVERAGED) -> Expo
     exported = Exported(
         file=file,
         card=file.with_name(file.name + ".md"),
+        standing=standing(run, saved),
         parameters=parameter_count(network),
         parameters_folded=parameter_count(folded),
         largest_difference=difference,
@@ -85,6 +89,7 @@ def export(run: Run, file: Path, *, weights: Weights = Weights.AVERAGED) -> Expo
     card = model_card(
         run,
         weights,
+        saved,
         file=file.name,
         data=data,
         metadata=metadata,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from student.batches import MicroBatch
+from student.ranks import ALONE, Ranks
 from teacher_cache.errors import UserError
 
 
@@ -22,6 +23,7 @@ class Interval:
 
     keys: Sequence[str]
     """Image keys by row, to name the images of a batch that went wrong."""
+    ranks: Ranks = ALONE
     steps: list[int] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
@@ -33,13 +35,14 @@ class Interval:
         self.steps.append(step)
         self.rows.append(np.concatenate([batch.rows for batch in step_batches]))
         self.losses.append(losses)
-        self.images += len(self.rows[-1])
+        self.images += len(self.rows[-1]) * self.ranks.count
 
     def summarize(self) -> dict[str, float]:
-        """Means over the interval, which ends here.
+        """Means over the interval and the ranks; it ends here. All ranks do this together.
 
         Raises:
             TrainingError: a loss that is not finite, with its step and images.
+            RankLost: another rank has ended.
         """
         means = self.require_finite().mean(axis=0)
         speed = self.images / (time.monotonic() - self.since)
@@ -50,22 +53,29 @@ class Interval:
         }
 
     def require_finite(self) -> np.ndarray:
-        """The interval's losses [steps, 3]; raises like `summarize`."""
+        """The interval's losses [steps, 3], means over the ranks; raises like `summarize`."""
         if not self.losses:
             return np.zeros((0, 3))
-        losses = torch.stack(self.losses).double().cpu().numpy()
-        bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
-        if len(bad):
-            at = int(bad[0])
-            keys = ", ".join(self.keys[row] for row in self.rows[at].tolist())
-            total, ce, kd = losses[at]
-            raise TrainingError(
-                f"the loss of step {self.steps[at]} is {total} (CE {ce}, KD {kd}), expected a "
-                "finite number: nothing was saved since the last good state; lower optimizer.lr, "
-                f"or look at the batch's images: {keys}"
-            )
-        return losses
+        own = torch.stack(self.losses).double().cpu().numpy()
+        found = self.ranks.gather((own, self._complaint(own)))
+        for _, complaint in found:
+            if complaint is not None:
+                raise TrainingError(complaint)
+        return sum((losses for losses, _ in found), np.zeros_like(own)) / self.ranks.count
 
     def restart_clock(self) -> None:
         """Leave what was not training out of the images a second."""
         self.since, self.images = time.monotonic(), 0
+
+    def _complaint(self, losses: np.ndarray) -> str | None:
+        bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
+        if not len(bad):
+            return None
+        at = int(bad[0])
+        keys = ", ".join(self.keys[row] for row in self.rows[at].tolist())
+        total, ce, kd = losses[at]
+        return (
+            f"the loss of step {self.steps[at]} is {total} (CE {ce}, KD {kd}), expected a "
+            "finite number: nothing was saved since the last good state; lower optimizer.lr, "
+            f"or look at the batch's images: {keys}"
+        )

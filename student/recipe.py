@@ -111,9 +111,20 @@ class RunSection(Section):
     """CPU threads of an operation (it changes rounding); None: torch's choice."""
     channels_last: bool = False
     """Memory format on the device (it changes rounding); which is faster differs by model."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the student's forward pass; bf16 is autocast, and weights, loss and optimizer stay
+    float32. None: bf16 on CUDA, fp32 on the CPU."""
+    compile: bool = False
+    """Run the student through torch.compile (it changes rounding); minutes at every start."""
+    sync_batchnorm: bool = False
+    """Under torchrun on GPUs: BatchNorm's statistics of all ranks' images, not of a rank's own."""
     log_every_steps: PositiveInt = 50
     checkpoint_every_s: Positive = 600.0
     """Save this often within an epoch, too; each epoch's end saves in any case."""
+
+    def changed(self) -> set[str]:
+        """The keys that are not at their defaults."""
+        return set(self.model_dump(exclude_defaults=True))
 
 
 class StudentRecipe(Section):
@@ -144,18 +155,15 @@ class StudentRecipe(Section):
             )
         return self
 
-    @property
-    def micro_batch(self) -> int:
-        """Images per forward pass."""
-        return self.optimizer.micro_batch or self.optimizer.batch_size
-
     def identity(self) -> dict[str, Any]:
         """Every setting that decides the weights: what a resumed run must agree in."""
+        # a setting that came later is absent at its default, so that earlier runs keep their digest
+        later = {"precision", "compile", "sync_batchnorm"} - self.run.changed()
         return self.model_dump(
             mode="json",
             exclude={
                 "loader": True,
-                "run": {"log_every_steps", "checkpoint_every_s"},
+                "run": {"log_every_steps", "checkpoint_every_s", *later},
                 "evaluation": {"batch_size"},
             },
         )

@@ -11,9 +11,10 @@ from typing import Any, Self
 
 from torch import nn
 
-from student.checkpoint import load_checkpoint
+from student.checkpoint import Checkpoint, load_checkpoint
 from student.data import TrainingData
 from student.models import build_student
+from student.ranks import Ranks
 from student.recipe import StudentRecipe
 from teacher_cache.durable import write_atomic
 from teacher_cache.errors import UserError
@@ -38,6 +39,8 @@ class Run:
     size: int
     """Pixels a side of the student's input."""
     interpolation: str
+    steps: int | None = None
+    """Optimizer steps of the whole run; None in runs of versions that did not say."""
 
     @property
     def last(self) -> Path:
@@ -89,6 +92,7 @@ def start_or_continue(
         class_count=data.class_count,
         size=data.renderer.size,
         interpolation=data.renderer.interpolation,
+        steps=len(data.rows) // recipe.optimizer.batch_size * recipe.schedule.epochs,
     )
     if run.last.exists():
         differing = _differences(open_run(folder), run)
@@ -103,6 +107,30 @@ def start_or_continue(
         raise RunError(f"{folder} is not empty and holds no run: choose another --out, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "run.json", json.dumps(run.to_json(), indent=1).encode())
+    return run
+
+
+def start_together(
+    folder: Path, recipe: StudentRecipe, data: TrainingData, validation: ImageIndex, ranks: Ranks
+) -> Run:
+    """`start_or_continue` on the first rank; the others open what it started.
+
+    Raises:
+        RunError: as there, or a rank that sees other data or not the first rank's folder.
+        RankLost: another rank has ended.
+    """
+    if ranks.is_first:
+        run = start_or_continue(folder, recipe, data, validation)
+        ranks.agree()
+        return run
+    ranks.agree()
+    run = open_run(folder)
+    own = data.digest() | {"validation images": validation.digest()}
+    if run.data_digest != own or run.recipe != recipe:
+        raise RunError(
+            f"rank {ranks.number} sees another recipe, other data or another run in {folder} than "
+            "rank 0: give all ranks the same command, and folders that all hosts share"
+        )
     return run
 
 
@@ -122,12 +150,36 @@ def open_run(folder: Path) -> Run:
 
 
 class Weights(StrEnum):
-    """Which of a run's two sets of weights."""
+    """Which of a run's sets of weights."""
 
     AVERAGED = "averaged"
     """The moving average; a run that keeps none has only the other."""
     TRAINED = "trained"
     """Those that the optimizer moved last."""
+    BEST = "best"
+    """Of the best evaluation: averaged where an average is kept."""
+
+
+def saved_state(run: Run, weights: Weights = Weights.AVERAGED) -> Checkpoint:
+    """The checkpoint that holds a set of weights.
+
+    Raises:
+        WeightsError: there is none, or a damaged one.
+    """
+    return load_checkpoint(run.best if weights is Weights.BEST else run.last)
+
+
+def kept(run: Run, weights: Weights) -> Weights:
+    """What a run has under this name: without an average, the averaged weights are the trained."""
+    none = weights is Weights.AVERAGED and run.recipe.ema.decay is None
+    return Weights.TRAINED if none else weights
+
+
+def standing(run: Run, saved: Checkpoint) -> str:
+    """How far a run was when a state was saved: `step 10 of 15, unfinished`."""
+    steps = f" of {run.steps:,}" if run.steps else ""
+    ended = "" if run.summary.exists() else ", unfinished: the run has not ended"
+    return f"step {saved.step:,}{steps}{ended}"
 
 
 @contextmanager
@@ -155,8 +207,16 @@ def load_network(run: Run, weights: Weights = Weights.AVERAGED) -> nn.Module:
     Raises:
         WeightsError: no checkpoint, or a damaged one.
     """
-    saved = load_checkpoint(run.last)
-    averaged = saved.ema if weights is Weights.AVERAGED else None
+    return network_of(run, saved_state(run, weights), weights)
+
+
+def network_of(run: Run, saved: Checkpoint, weights: Weights) -> nn.Module:
+    """The network of a state that was read already, in evaluation mode.
+
+    Raises:
+        WeightsError: the weights are not those of the run's network.
+    """
+    averaged = None if weights is Weights.TRAINED else saved.ema
     network = build_student(
         run.recipe.student.model,
         num_classes=run.class_count,
@@ -164,7 +224,7 @@ def load_network(run: Run, weights: Weights = Weights.AVERAGED) -> nn.Module:
         reparam=run.recipe.reparam,
         kwargs=run.recipe.student.kwargs,
     )
-    load_weights(network, averaged or saved.model, source=str(run.last))
+    load_weights(network, averaged or saved.model, source=str(run.folder))
     return network.eval()
 
 

@@ -20,7 +20,9 @@ def step_images_per_s(
     recipe: StudentRecipe, *, size: int, class_count: int, device: torch.device, seconds: float
 ) -> float:
     """Train on random pixels, without a teacher, for about `seconds`."""
-    rows = recipe.micro_batch if device.type == "cuda" else min(recipe.micro_batch, CPU_BATCH)
+    rows = recipe.optimizer.micro_batch or recipe.optimizer.batch_size
+    if device.type != "cuda":
+        rows = min(rows, CPU_BATCH)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     plain = recipe.distill.model_copy(update={"alpha": 0.0})

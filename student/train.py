@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -17,11 +18,13 @@ from student.batches import Batches, Plan, batches, plan_run
 from student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from student.data import TrainingData
 from student.evaluate import Evaluation, evaluate, evaluation_of
+from student.feed import fed
 from student.interval import Interval
 from student.metrics import append_metrics, forget_after, last_evaluation
+from student.ranks import ALONE, Ranks, StoppedTogether
 from student.recipe import StudentRecipe
 from student.reparam import fold
-from student.run import Run, held
+from student.run import Run, held, load_network
 from student.schedule import learning_rate
 from student.size import parameter_count
 from student.trainee import Trainee
@@ -30,98 +33,177 @@ from teacher_cache.images import ImageIndex
 from teacher_cache.loader import LoaderSettings
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import digest_of
+from teacher_cache.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
+SHARES = ("data_wait", "copy", "compute", "evaluation", "checkpoint")
+"""For what a run's loop may be held up; `ranks`, waiting for each other, where there are several.
+Evaluation and checkpoint stand in the interval after them."""
+
 
 def train(
-    run: Run, data: TrainingData, validation: ImageIndex, *, device: torch.device
+    run: Run,
+    data: TrainingData,
+    validation: ImageIndex,
+    *,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
-    """Train to the recipe's end, from the last checkpoint if there is one, one process a run.
+    """Train to the recipe's end, from the last checkpoint if there is one, one job a run.
 
     The same recipe on the same data gives the same bytes of weights on the CPU, whatever the
-    number of loader workers and however often the run was killed. Closing the iterator saves after
-    the step at hand.
+    number of loader workers and however often the run was killed; so do several ranks, among
+    themselves. Closing the iterator saves after the step at hand, on all ranks.
 
     Raises:
         RunError: another process is training this run.
         TrainingError: a loss that is not finite; the last good state is kept.
+        RanksError: ranks that cannot share a batch, or one that has ended or was stopped.
         CacheError, ImagesError: from the cache and the images.
         OSError: the run's folder cannot be written.
     """
-    with held(run):
-        yield from _train(run, data, validation, device)
+    with held(run) if ranks.is_first else nullcontext():
+        ranks.agree()  # the others start once the run is held
+        yield from _train(_prepared(run, data, validation, device, ranks))
 
 
-def _train(
-    run: Run, data: TrainingData, validation: ImageIndex, device: torch.device
-) -> Iterator[Progress]:
+@dataclass(slots=True)
+class _Job:
+    """What the loop is about."""
+
+    run: Run
+    data: TrainingData
+    plan: Plan
+    trainee: Trainee
+    evaluation: Evaluation
+    device: torch.device
+    ranks: Ranks
+    state: "RunState"
+    interval: Interval
+    watch: Stopwatch
+    resumed: int
+
+    @property
+    def place(self) -> dict[str, float]:
+        """What every line of the metrics begins with."""
+        step = self.state.step
+        return {"step": step, "epoch": (step - 1) // self.plan.steps_per_epoch}
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Add a line to the metrics."""
+        if self.ranks.is_first:
+            append_metrics(self.run.metrics, {**self.place, **metrics})
+
+    def pause(self, metrics: Mapping[str, float]) -> Iterator[Progress]:
+        """Yield where the job is; whoever closes it here stops all ranks after the same step."""
+        step, steps = self.state.step, self.plan.total_steps
+        try:
+            yield Progress(step, steps, "steps", metrics, self.resumed)
+        except GeneratorExit:
+            if step < steps:
+                self.ranks.agree(stop=True)
+            _save(self)
+            raise
+
+
+def _prepared(
+    run: Run, data: TrainingData, validation: ImageIndex, device: torch.device, ranks: Ranks
+) -> _Job:
     recipe = run.recipe
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    plan = plan_run(recipe, data)
+    plan = plan_run(recipe, data, ranks)
     _warn_of_a_long_average(recipe, plan)
-    trainee = Trainee.build(recipe, data.class_count, run.size, device)
+    trainee = Trainee.build(recipe, data.class_count, run.size, device, ranks)
     state = _resume(run, trainee)
-    forget_after(run.metrics, state.step)
-    evaluation = evaluation_of(recipe, validation, size=run.size, interpolation=run.interpolation)
-    interval = Interval(data.index.keys)
-    resumed = state.step
-    yield Progress(resumed, plan.total_steps, "steps", resumed=resumed)
-    settings = LoaderSettings(
-        recipe.loader.workers, recipe.loader.memory_mb, pinned=device.type == "cuda"
+    if ranks.is_first:
+        forget_after(run.metrics, state.step)
+    return _Job(
+        run=run,
+        data=data,
+        plan=plan,
+        trainee=trainee,
+        evaluation=evaluation_of(
+            recipe, validation, size=run.size, interpolation=run.interpolation
+        ),
+        device=device,
+        ranks=ranks,
+        state=state,
+        interval=Interval(data.index.keys, ranks),
+        watch=Stopwatch(),
+        resumed=state.step,
     )
-    stream = batches(data, plan, start_step=state.step, settings=settings)
-    for step_batches in stream:
-        if not step_batches:
-            yield from _waiting(run, data, plan, trainee, state, interval, resumed, stream)
-            continue
-        lr = _learning_rate(recipe, plan, state.step)
-        losses = trainee.step(step_batches, lr=lr, step=state.step)
-        state.step += 1
-        interval.add(state.step, step_batches, losses)
-        place = {"step": state.step, "epoch": (state.step - 1) // plan.steps_per_epoch}
-        epoch_ends = state.step % plan.steps_per_epoch == 0
-        metrics: dict[str, float] = {}
-        if state.step == 1 or state.step % recipe.run.log_every_steps == 0 or epoch_ends:
-            metrics = {**place, **interval.summarize(), "lr": lr}
-            append_metrics(run.metrics, metrics)
-        if epoch_ends and _evaluation_is_due(recipe, plan, state.step):
-            accuracies = _evaluate(trainee, evaluation)
-            append_metrics(run.metrics, {**place, **accuracies})
-            metrics |= accuracies
-            _keep_if_best(run, state, trainee, accuracies)
-            interval.restart_clock()
-        if epoch_ends or state.is_due(recipe.run.checkpoint_every_s):
-            _save(run, state, trainee, interval)
-        try:
-            yield Progress(state.step, plan.total_steps, "steps", metrics, resumed)
-        except GeneratorExit:
-            _save(run, state, trainee, interval)
-            raise
-    _write_summary(run, plan, trainee, state, device)
 
 
-def _waiting(
-    run: Run,
-    data: TrainingData,
-    plan: Plan,
-    trainee: Trainee,
-    state: "RunState",
-    interval: Interval,
-    resumed: int,
-    stream: Batches,
-) -> Iterator[Progress]:
-    """Say that the view of the epoch at hand is still being filled, or images are slow."""
-    view = data.view_of(state.step // plan.steps_per_epoch)
-    waiting = {"waiting_for_view": float(view)} if stream.waiting_for == "view" else {}
-    try:
-        yield Progress(state.step, plan.total_steps, "steps", waiting, resumed)
-    except GeneratorExit:
-        _save(run, state, trainee, interval)
-        raise
-    if waiting:
-        interval.restart_clock()
+def _train(job: _Job) -> Iterator[Progress]:
+    plan, state, recipe = job.plan, job.state, job.run.recipe
+    yield Progress(state.step, plan.total_steps, "steps", resumed=job.resumed)
+    settings = LoaderSettings(
+        recipe.loader.workers, recipe.loader.memory_mb, pinned=job.device.type == "cuda"
+    )
+    with batches(job.data, plan, start_step=state.step, settings=settings) as stream:
+        for step_batches in fed(stream, job.device, job.watch):
+            if not step_batches:
+                yield from _waiting(job, stream)
+                continue
+            _agree(job)
+            lr = _learning_rate(recipe, plan, state.step)
+            with job.watch.during("compute"):
+                losses = job.trainee.step(step_batches, lr=lr, step=state.step)
+            state.step += 1
+            job.interval.add(state.step, step_batches, losses)
+            yield from job.pause(_closed_intervals(job, lr))
+    if job.ranks.is_first:
+        _write_summary(job)
+
+
+def _waiting(job: _Job, stream: Batches) -> Iterator[Progress]:
+    """Say that the view of the epoch at hand is still being filled, or that images are slow."""
+    if stream.waiting_for == "view":
+        view = job.data.view_of(job.state.step // job.plan.steps_per_epoch)
+        yield from job.pause({"waiting_for_view": float(view)})
+        job.interval.restart_clock()
+    else:
+        yield from job.pause({})
+
+
+def _agree(job: _Job) -> None:
+    """Before a step: whether to save first, or to stop, which the first rank's clock and any
+    rank's signal decide for all.
+    """
+    due = job.ranks.is_first and job.state.is_due(job.run.recipe.run.checkpoint_every_s)
+    with job.watch.during("ranks" if job.ranks.count > 1 else "compute"):
+        stopping, saving = job.ranks.agree(save=due)
+    if stopping or saving:
+        _save(job)
+    if stopping:
+        raise StoppedTogether(
+            f"stopped after step {job.state.step}, as another rank was; saved: the same command "
+            "continues"
+        )
+
+
+def _closed_intervals(job: _Job, lr: float) -> dict[str, float]:
+    """What there is to say after a step; an epoch's end evaluates and saves, too."""
+    recipe, plan, step = job.run.recipe, job.plan, job.state.step
+    metrics: dict[str, float] = {}
+    epoch_ends = step % plan.steps_per_epoch == 0
+    if step == 1 or step % recipe.run.log_every_steps == 0 or epoch_ends:
+        with job.watch.during("compute"):
+            means = job.interval.summarize()
+        metrics = {**means, "lr": lr, **job.watch.shares(*SHARES)}
+        job.log(metrics)
+    if epoch_ends and _evaluation_is_due(recipe, plan, step):
+        with job.watch.during("evaluation"):
+            accuracies = _evaluate(job)
+        job.log(accuracies)
+        metrics |= accuracies
+        _keep_if_best(job, accuracies)
+        job.interval.restart_clock()
+    if epoch_ends:
+        _save(job)
+    return {**job.place, **metrics} if metrics else {}
 
 
 @dataclass(slots=True)
@@ -167,15 +249,18 @@ def _resume(run: Run, trainee: Trainee) -> RunState:
     return RunState(saved.step, saved.best_top1, saved.seconds)
 
 
-def _save(run: Run, state: RunState, trainee: Trainee, interval: Interval) -> None:
-    interval.require_finite()
-    save_checkpoint(run.last, state.checkpoint(trainee, with_optimizer=True))
-    state.saved = time.monotonic()
+def _save(job: _Job) -> None:
+    job.interval.require_finite()
+    if job.ranks.is_first:
+        with job.watch.during("checkpoint"):
+            save_checkpoint(job.run.last, job.state.checkpoint(job.trainee, with_optimizer=True))
+    job.state.saved = time.monotonic()
 
 
-def _evaluate(trainee: Trainee, evaluation: Evaluation) -> dict[str, float]:
+def _evaluate(job: _Job) -> dict[str, float]:
+    trainee = job.trainee
     networks = [trainee.network] if trainee.ema is None else [trainee.network, trainee.ema.module]
-    found = evaluate(networks, evaluation, trainee.normalization)
+    found = evaluate(networks, job.evaluation, trainee.normalization, job.ranks)
     names = ("", "ema_")
     return {
         f"{prefix}{name}": round(value, 4)
@@ -184,32 +269,33 @@ def _evaluate(trainee: Trainee, evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def _keep_if_best(
-    run: Run, state: RunState, trainee: Trainee, accuracies: Mapping[str, float]
-) -> None:
-    if accuracies[trainee.judged_by] > state.best_top1:
-        state.best_top1 = accuracies[trainee.judged_by]
-        save_checkpoint(run.best, state.checkpoint(trainee, with_optimizer=False))
+def _keep_if_best(job: _Job, accuracies: Mapping[str, float]) -> None:
+    if accuracies[job.trainee.judged_by] > job.state.best_top1:
+        job.state.best_top1 = accuracies[job.trainee.judged_by]
+        if job.ranks.is_first:
+            saved = job.state.checkpoint(job.trainee, with_optimizer=False)
+            save_checkpoint(job.run.best, saved)
 
 
-def _write_summary(
-    run: Run, plan: Plan, trainee: Trainee, state: RunState, device: torch.device
-) -> None:
+def _write_summary(job: _Job) -> None:
+    run, trainee, state = job.run, job.trainee, job.state
     if run.summary.exists():
         return
+    network = load_network(run)
     summary = {
         "model": run.recipe.student.model,
         **last_evaluation(run.metrics, state.step),
         f"best_{trainee.judged_by}": state.best_top1,
-        "epochs": plan.epochs,
-        "images": state.step * plan.batch_size,
+        "epochs": job.plan.epochs,
+        "images": state.step * job.plan.batch_size,
         "seconds": round(state.seconds, 1),
-        "parameters": parameter_count(trainee.exported),
-        "parameters_folded": parameter_count(fold(trainee.exported)),
+        "parameters": parameter_count(network),
+        "parameters_folded": parameter_count(fold(network)),
         "alpha": run.recipe.distill.alpha,
         "recipe_digest": digest_of(run.recipe.identity()),
         "data": dict(run.data_digest),
-        "device": device.type,
+        "device": job.device.type,
+        "ranks": job.ranks.count,
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},
     }
     write_atomic(run.summary, json.dumps(summary, indent=1).encode() + b"\n")

@@ -3,14 +3,13 @@
 B rows of a batch, G views of a tile, K kept classes, T temperatures.
 """
 
-import platform
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,12 +21,14 @@ from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, ViewRenderer, rendered
+from teacher_cache.machine import processor
 from teacher_cache.manifest import Manifest
 from teacher_cache.pixels import require_same_sample
 from teacher_cache.place import Root, place_of
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
+from teacher_cache.stopwatch import Stopwatch
 from teacher_cache.store import (
     Block,
     Cache,
@@ -42,6 +43,9 @@ from teacher_cache.work import Count, Work, take_tiles, tiles_come_free
 
 POLL_S = 0.5
 """How often a job that waits for pixels looks whether it shall stop."""
+
+LOOK_EVERY_S = 10.0
+"""How often a long tile says where its time goes; every tile's end says so in any case."""
 
 
 def open_or_create(
@@ -155,23 +159,26 @@ def _fill(
     committer: ThreadPoolExecutor,
 ) -> Iterator[Progress]:
     producer = _producer(teacher)
-    count = Count(cache)
+    count, pace = Count(cache), _Pace()
     yield count.progress(0)
     commit: Future[None] | None = None
     answers: list[_Answer] = []
     done, closing = 0, False
-    for batch in _polled(stream):
+    for batch in _polled(stream, pace.watch):
         if batch is not None:
-            answers.append(_ask(teacher, batch, recipe, index))
+            with pace.watch.during("teacher"):
+                answers.append(_ask(teacher, batch, recipe, index))
             done += len(batch.request.rows) * len(work[0].views)
+        is_whole = bool(answers) and len(answers) == len(work[0].requests)
         if not closing:
             try:
-                yield count.progress(done)
+                yield count.progress(done, pace.metrics(now=is_whole))
             except GeneratorExit:
                 closing = True  # finish and commit the tile, then stop
-        if answers and len(answers) == len(work[0].requests):
+        if is_whole:
             if commit is not None:
-                commit.result()  # one tile behind at most, and its error stops the job
+                with pace.watch.during("write"):
+                    commit.result()  # one tile behind at most, and its error stops the job
             tile = work.popleft()
             count.add(tile)
             commit = committer.submit(_commit, cache, tile, answers, producer)
@@ -184,14 +191,30 @@ def _fill(
         yield count.progress(0)  # what others committed meanwhile
 
 
-def _polled(stream: Loader) -> Iterator[Rendered | None]:
+def _polled(stream: Loader, watch: Stopwatch) -> Iterator[Rendered | None]:
     """Batches as they come, and None every half second without one: a moment to be closed in."""
     while True:
-        while not stream.ready(POLL_S):
-            yield None
-        if (batch := next(stream, None)) is None:
+        with watch.during("data_wait"):
+            is_ready = stream.ready(POLL_S)
+            batch = next(stream, None) if is_ready else None
+        if is_ready and batch is None:
             return
         yield batch
+
+
+@dataclass(slots=True)
+class _Pace:
+    """For what the loop is held up: pixels, the teacher, or the tile that is being written."""
+
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    looked: float = field(default_factory=time.monotonic)
+
+    def metrics(self, *, now: bool) -> dict[str, float]:
+        """The shares of wall time since the last look: `now`, or when it is long ago."""
+        if not now and time.monotonic() - self.looked < LOOK_EVERY_S:
+            return {}
+        self.looked = time.monotonic()
+        return self.watch.shares("data_wait", "teacher", "write")
 
 
 def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
@@ -310,18 +333,7 @@ def _producer(teacher: Teacher) -> dict[str, str]:
     cuda = teacher.device.type == "cuda"
     return {
         "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name(teacher.device) if cuda else _cpu_model(),
+        "device": torch.cuda.get_device_name(teacher.device) if cuda else processor(),
         "torch": torch.__version__,
         "timm": version("timm"),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        names = (
-            line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line
-        )
-        return next(names, platform.machine())
-    except OSError:
-        return platform.machine()

@@ -122,11 +122,6 @@ def list_images(data: Path | str) -> Listing:
     return listing
 
 
-def index_folder(root: Path, *, class_ids: Mapping[str, int] | None = None) -> ImageIndex:
-    """`index_images` under its old name."""
-    return index_images(root, class_ids=class_ids)
-
-
 def read_class_map(path: Path) -> dict[str, int]:
     """Read a JSON object from class folder to class id.
 

@@ -208,11 +208,30 @@ def override_recipe(
 
 def parse_recipe(document: Mapping[str, Any], kind: type[Recipe], *, source: str) -> Recipe:
     """Validate a recipe that was read already; `source` names it in errors."""
+    _require_kind(document, kind, source)
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         lines = [_explain(problem, kind) for problem in error.errors()]
         raise RecipeError(f"{source}: " + "; ".join(lines)) from None
+
+
+_PURPOSE = {
+    "teacher": "a cache recipe, for cache-teacher and plan-cache",
+    "student": "a student recipe, for train-student",
+}
+"""What a recipe is for, by the one section that only this kind has."""
+
+
+def _require_kind(document: Mapping[str, Any], kind: type[Section], source: str) -> None:
+    """One sentence for a recipe of the other job, instead of an error for each of its keys."""
+    own = [section for section in _PURPOSE if section in kind.model_fields]
+    others = [section for section in _PURPOSE if section in document and section not in own]
+    if own and others and not any(section in document for section in own):
+        raise RecipeError(
+            f"{source}: this is {_PURPOSE[others[0]]} (it has [{others[0]}] and no [{own[0]}]), "
+            f"expected {_PURPOSE[own[0]]}"
+        )
 
 
 def _read_toml(path: Path, package: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ B rows of a batch, G views of a tile.
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -118,10 +118,10 @@ class Count:
         self.own |= {BlockId(view, tile.shard) for view in tile.views}
         self.look()
 
-    def progress(self, at_hand: int) -> Progress:
+    def progress(self, at_hand: int, metrics: Mapping[str, float] | None = None) -> Progress:
         """Where the job is, with `at_hand` records of the tile that is being computed."""
         done = min(self.finished + at_hand, self.total)
-        return Progress(done, self.total, "records", resumed=self.resumed)
+        return Progress(done, self.total, "records", metrics or {}, self.resumed)
 
 
 def _name_of(tile: Tile) -> str:

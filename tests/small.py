@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from teacher_cache.fill import fill, open_or_create
-from teacher_cache.images import index_folder
+from teacher_cache.images import index_images
 from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.teacher import load_teacher
 
@@ -65,7 +65,7 @@ def build_teacher(recipe, index):
 
 def fill_cache(root, data, recipe):
     """Fill a cache to the end in this process."""
-    index = index_folder(data)
+    index = index_images(data)
     teacher = build_teacher(recipe, index)
     cache = open_or_create(root, recipe, index, teacher)
     for _ in fill(cache, index, teacher, recipe):

@@ -24,7 +24,7 @@ from student.metrics import read_metrics
 from student.recipe import StudentRecipe
 from student.run import start_or_continue
 from student.train import train
-from teacher_cache.images import index_folder, rebase
+from teacher_cache.images import index_images, rebase
 from teacher_cache.ledger import committed_blocks
 from teacher_cache.recipe import parse_recipe
 
@@ -57,7 +57,7 @@ def unbroken(scans, filled, tmp_path_factory):
     """Weights of the same run that nothing disturbs."""
     recipe = parse_recipe(DOCUMENT, StudentRecipe, source="test")
     data = replayed_data(recipe, rebase(filled.index, scans / "train"), filled)
-    validation = index_folder(scans / "val", class_ids=data.index.class_ids)
+    validation = index_images(scans / "val", class_ids=data.index.class_ids)
     run = start_or_continue(tmp_path_factory.mktemp("run") / "unbroken", recipe, data, validation)
     for _ in train(run, data, validation, device=CPU):
         pass

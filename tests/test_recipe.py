@@ -181,3 +181,16 @@ def test_an_ensemble_is_a_list_of_tables_and_part_of_the_digest(tmp_path):
 
 def test_a_single_teachers_digest_knows_nothing_of_ensembles():
     assert "ensemble" not in cache_recipe().data_settings()["teacher"]
+
+
+def test_a_recipe_of_the_other_job_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(
+        RecipeError,
+        match=r"recipe.toml: this is a cache recipe, for cache-teacher and plan-cache \(it has "
+        r"\[teacher\] and no \[student\]\), expected a student recipe, for train-student$",
+    ):
+        load(tmp_path, cache_document(), kind=StudentRecipe)
+    with pytest.raises(RecipeError, match=r"this is a student recipe, for train-student"):
+        load(tmp_path, student_document())
+    with pytest.raises(RecipeError, match=r"teacher: unknown key"):
+        load(tmp_path, student_document(), "teacher.model=resnet18", kind=StudentRecipe)

@@ -1,8 +1,9 @@
-"""docs/students.md: its recipes are recipes, its table is what `cli.py models` counts."""
+"""docs/students.md and docs/training.md: recipes are recipes, the table is what `models` counts."""
 
 import re
 import tomllib
 
+import pytest
 from small import REPOSITORY, cache_document, student_document
 
 from student.recipe import StudentRecipe
@@ -12,15 +13,17 @@ from teacher_cache.recipe import CacheRecipe, parse_recipe
 PAGE = (REPOSITORY / "docs" / "students.md").read_text()
 
 
-def test_the_pages_recipes_are_understood():
-    blocks = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) >= 2
+@pytest.mark.parametrize(("page", "at_least"), [("students", 2), ("training", 1)])
+def test_the_pages_recipes_are_understood(page, at_least):
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= at_least
     for block in blocks:
         part = tomllib.loads(block)
         if "teacher" in part:
-            parse_recipe(cache_document() | part, CacheRecipe, source="docs/students.md")
+            parse_recipe(cache_document() | part, CacheRecipe, source=f"docs/{page}.md")
         else:
-            parse_recipe(student_document() | part, StudentRecipe, source="docs/students.md")
+            parse_recipe(student_document() | part, StudentRecipe, source=f"docs/{page}.md")
 
 
 def test_the_pages_table_holds_todays_counts():

@@ -23,7 +23,7 @@ from student.reparam import ReparamSpec, fold
 from student.run import Weights, load_network, start_or_continue
 from student.train import train
 from teacher_cache.durable import write_all
-from teacher_cache.images import index_folder, rebase
+from teacher_cache.images import index_images, rebase
 from teacher_cache.recipe import parse_recipe
 from teacher_cache.weights import WeightsError, load_weights, read_weights
 
@@ -38,9 +38,9 @@ def needs_onnx():
 def finished_run(out, scans, cache=None, **changes):
     document = student_document(**{"schedule__epochs": 1} | changes)
     recipe = parse_recipe(document, StudentRecipe, source="test")
-    index = index_folder(scans / "train")
+    index = index_images(scans / "train")
     data = replayed_data(recipe, rebase(cache.index, scans / "train"), cache) if cache else None
-    validation = index_folder(scans / "val", class_ids=index.class_ids)
+    validation = index_images(scans / "val", class_ids=index.class_ids)
     run = start_or_continue(out, recipe, data or plain_data(recipe, index), validation)
     for _ in train(run, data or plain_data(recipe, index), validation, device=CPU):
         pass

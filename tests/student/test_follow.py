@@ -25,7 +25,7 @@ from student.run import start_or_continue
 from student.train import train
 from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.fill import open_or_create
-from teacher_cache.images import index_folder, rebase
+from teacher_cache.images import index_images, rebase
 from teacher_cache.recipe import digest_of, parse_recipe
 from teacher_cache.store import open_cache
 
@@ -39,7 +39,7 @@ def forget(root, view):
 def training(tmp_path, scans, cache, **options):
     recipe = parse_recipe(student_document(), StudentRecipe, source="test")
     data = replayed_data(recipe, rebase(cache.index, scans / "train"), cache, **options)
-    validation = index_folder(scans / "val")
+    validation = index_images(scans / "val")
     run = start_or_continue(tmp_path / "run", recipe, data, validation)
     return train(run, data, validation, device=CPU)
 
@@ -110,7 +110,7 @@ def test_a_view_to_be_appended_is_waited_for(own_cache, scans):
     slabs = prefetched_slabs(open_cache(own_cache), [2, 3], follow_timeout_s=60.0)
     assert next(s for s in slabs if not isinstance(s, Waiting)).view == 2
     assert isinstance(next(slabs), Waiting)
-    recipe, index = cache_recipe(views__count=4), index_folder(scans / "train")
+    recipe, index = cache_recipe(views__count=4), index_images(scans / "train")
     open_or_create(own_cache, recipe, index, build_teacher(recipe, index))
     assert isinstance(next(slabs), Waiting)
     fill_cache(own_cache, scans / "train", recipe)

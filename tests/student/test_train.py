@@ -12,13 +12,23 @@ from small import CPU, REPOSITORY, cache_recipe, fill_cache, student_document
 
 from student.checkpoint import load_checkpoint
 from student.data import plain_data, replayed_data
+from student.evaluate import evaluate_run
+from student.export import export
 from student.interval import TrainingError
 from student.metrics import read_metrics
+from student.models import ModelError
 from student.recipe import StudentRecipe
-from student.run import RunError, load_network, open_run, start_or_continue
-from student.train import train
+from student.run import (
+    RunError,
+    Weights,
+    load_network,
+    open_run,
+    saved_state,
+    start_or_continue,
+)
+from student.train import SHARES, train
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords, ReplayRefused
-from teacher_cache.images import ImagesError, index_folder, rebase
+from teacher_cache.images import ImagesError, index_images, rebase
 from teacher_cache.recipe import parse_recipe
 from teacher_cache.store import open_cache
 from teacher_cache.teacher import weights_sha256
@@ -32,11 +42,11 @@ def job(out, scans, cache=None, **changes):
     """The iterator that `cli.py train-student` drains, and its run."""
     recipe = recipe_of(**changes)
     if cache is None:
-        data = plain_data(recipe, index_folder(scans / "train"))
+        data = plain_data(recipe, index_images(scans / "train"))
     else:
         opened = open_cache(cache)
         data = replayed_data(recipe, rebase(opened.index, scans / "train"), opened)
-    validation = index_folder(scans / "val", class_ids=data.index.class_ids)
+    validation = index_images(scans / "val", class_ids=data.index.class_ids)
     run = start_or_continue(out, recipe, data, validation)
     return train(run, data, validation, device=CPU), run
 
@@ -103,7 +113,8 @@ def test_metrics_hold_the_first_step_every_interval_and_every_evaluation(unbroke
     losses = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "top1" in line]
     assert [line["step"] for line in losses] == [1, 2, 4, 5, 6, 8, 10, 12, 14, 15]
-    assert set(losses[0]) == {"step", "epoch", "loss", "ce", "kd", "lr", "images_per_s"}
+    shares = {f"{name}_share" for name in SHARES}
+    assert set(losses[0]) == {"step", "epoch", "loss", "ce", "kd", "lr", "images_per_s"} | shares
     assert [line["step"] for line in evaluations] == [5, 10, 15]
     assert {"top1", "top5", "ema_top1", "ema_top5"} < set(evaluations[0])
     for line in losses:
@@ -354,3 +365,73 @@ def test_images_that_became_absent_make_another_run(unbroken, own_scans, tmp_pat
     fill_cache(tmp_path / "cache", own_scans / "train", recipe)
     with pytest.raises(RunError, match="images trained on: 90 there, 89 asked for"):
         job(run.folder, own_scans, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_shares_of_an_interval_say_where_its_time_went(scans, filled, tmp_path, workers):
+    run = trained(tmp_path / "run", scans, filled.root, loader__workers=workers)
+    lines = [line for line in read_metrics(run.metrics) if "loss" in line]
+    for line in lines:
+        shares = [line[f"{name}_share"] for name in SHARES]
+        assert all(0 <= share <= 1 for share in shares)
+        assert 0.5 < sum(shares) < 1.001
+    after_an_epoch = lines[[line["step"] for line in lines].index(6)]
+    assert after_an_epoch["evaluation_share"] > 0 < after_an_epoch["checkpoint_share"]
+    assert sum(line["evaluation_share"] > 0 for line in lines) == 2
+
+
+def test_settings_that_came_later_are_not_in_the_digest_of_a_recipe_that_leaves_them_out():
+    plain = recipe_of().identity()
+    assert not {"precision", "compile", "sync_batchnorm"} & plain["run"].keys()
+    for change in ({"run__precision": "fp32"}, {"run__compile": True}):
+        (name,) = recipe_of(**change).identity()["run"].keys() - plain["run"].keys()
+        assert f"run__{name}" in change
+
+
+def test_bfloat16_trains_and_is_another_run_than_float32(scans, tmp_path):
+    changes = PLAIN | {"schedule__epochs": 1}
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run = trained(tmp_path / precision, scans, **changes, run__precision=precision)
+        assert all(v.dtype != torch.bfloat16 for v in load_checkpoint(run.last).model.values())
+        losses[precision] = [m["loss"] for m in read_metrics(run.metrics) if "loss" in m]
+    assert losses["bf16"] != losses["fp32"]
+    np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=0.05)
+    with pytest.raises(RunError, match=r"run.precision: bf16 there, fp32 asked for"):
+        job(tmp_path / "bf16", scans, **changes, run__precision="fp32")
+
+
+def test_the_best_weights_are_those_of_the_best_evaluation(scans, tmp_path):
+    # a rate that soon spoils what the first epochs learnt
+    run = trained(tmp_path / "run", scans, **PLAIN, schedule__epochs=4, optimizer__lr=0.05)
+    best = saved_state(run, Weights.BEST)
+    evaluations = {m["step"]: m["ema_top1"] for m in read_metrics(run.metrics) if "top1" in m}
+    assert evaluations[best.step] == max(evaluations.values()) == best.best_top1
+    network = load_network(run, Weights.BEST)
+    assert all(torch.equal(value, best.ema[name]) for name, value in network.state_dict().items())
+    validation = index_images(scans / "val", class_ids=run.class_ids)
+    facts = evaluate_run(run, validation, CPU, Weights.BEST)
+    assert facts["top1"] == best.best_top1
+    assert (facts["weights"], facts["standing"]) == ("best", f"step {best.step} of 20")
+
+
+def test_what_an_unfinished_run_gives_says_so(scans, tmp_path):
+    running, run = job(tmp_path / "run", scans, **PLAIN)
+    for _ in itertools.islice(running, 7 + 1):
+        pass
+    running.close()
+    validation = index_images(scans / "val", class_ids=run.class_ids)
+    facts = evaluate_run(run, validation, CPU)
+    assert facts["standing"] == "step 7 of 15, unfinished: the run has not ended"
+    done = export(run, tmp_path / "student.safetensors")
+    assert done.standing == facts["standing"]
+    assert "averaged (step 7 of 15, unfinished: the run has not ended; ema_top1" in (
+        done.card.read_text()
+    )
+
+
+@pytest.mark.parametrize("name", ["kron", "kronw"])
+def test_an_optimizer_that_compiles_itself_is_refused(scans, tmp_path, name):
+    steps, _ = job(tmp_path / "run", scans, **PLAIN, optimizer__name=name)
+    with pytest.raises(ModelError, match=r"hangs in its first step.*such as lamb"):
+        next(steps)

@@ -7,7 +7,7 @@ from small import build_teacher, cache_document, cache_recipe, fill_cache, to_to
 
 from teacher_cache.audit import _compare, audit
 from teacher_cache.errors import CacheError
-from teacher_cache.images import index_folder
+from teacher_cache.images import index_images
 from teacher_cache.store import open_cache, read_slab
 from teacher_cache.topk import top_k
 
@@ -24,7 +24,7 @@ def test_a_cache_agrees_with_the_teacher_and_the_pixels_it_came_from(cli, filled
 
 
 def test_a_replaced_image_fails_the_audit_and_is_named(cli, filled, own_scans):
-    index = index_folder(own_scans / "train")
+    index = index_images(own_scans / "train")
     victim = own_scans / "train" / index.keys[32]  # row 32 is checked in view 0
     victim.write_bytes((own_scans / "train" / index.keys[70]).read_bytes())
     done = cli(
@@ -37,7 +37,7 @@ def test_a_replaced_image_fails_the_audit_and_is_named(cli, filled, own_scans):
 def test_records_of_another_teacher_fail_the_audit_and_other_weights_are_refused(
     scans, filled, tmp_path
 ):
-    recipe, index = cache_recipe(), index_folder(scans / "train")
+    recipe, index = cache_recipe(), index_images(scans / "train")
     other = build_teacher(cache_recipe(teacher__seed=1), index)
     with pytest.raises(CacheError, match="audit with that teacher"):
         audit(filled, index, other, records=8, seed=0)
@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_dense_arithmetic():
 def test_a_cache_without_a_complete_view_cannot_be_audited(own_cache, scans):
     for path in (own_cache / "ledger").glob("*/1.json"):
         path.unlink()
-    recipe, index = cache_recipe(), index_folder(scans / "train")
+    recipe, index = cache_recipe(), index_images(scans / "train")
     with pytest.raises(CacheError, match="no complete view yet"):
         audit(open_cache(own_cache), index, build_teacher(recipe, index), records=8, seed=0)
 

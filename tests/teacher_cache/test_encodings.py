@@ -24,7 +24,7 @@ from small import (
 from teacher_cache.encodings import Encoding, kl_cost, restored_logp, stored_logp
 from teacher_cache.errors import CacheError, DamagedRecords
 from teacher_cache.fill import open_or_create
-from teacher_cache.images import index_folder
+from teacher_cache.images import index_images
 from teacher_cache.layout import RECORD_ARRAYS
 from teacher_cache.manifest import Manifest
 from teacher_cache.store import append_views, open_cache, read_slab
@@ -139,7 +139,7 @@ def test_tiles_writers_and_growth_change_no_byte_of_any_encoding(
 
 
 def test_a_cache_is_not_continued_in_another_encoding(encoded, scans, tmp_path):
-    index, recipe = index_folder(scans / "train"), cache_recipe(storage__encoding="compact")
+    index, recipe = index_images(scans / "train"), cache_recipe(storage__encoding="compact")
     teacher = build_teacher(recipe, index)
     words = "storage.encoding: portable in the cache, compact asked for"
     with pytest.raises(CacheError, match=words):

@@ -9,7 +9,7 @@ from small import build_teacher, cache_document, cache_recipe, fill_cache, to_to
 
 from teacher_cache.errors import CacheError
 from teacher_cache.fill import fill, open_or_create
-from teacher_cache.images import ImagesError, index_folder
+from teacher_cache.images import ImagesError, index_images
 from teacher_cache.ledger import BlockId, read_entry
 from teacher_cache.recipe import digest_of
 from teacher_cache.render import decode_image, pixel_crc, render
@@ -32,13 +32,13 @@ def assert_same_records(one, other):
 @pytest.fixture
 def started(scans, tmp_path):
     """A cache just created, with what fills it."""
-    recipe, index = cache_recipe(), index_folder(scans / "train")
+    recipe, index = cache_recipe(), index_images(scans / "train")
     teacher = build_teacher(recipe, index)
     return open_or_create(tmp_path / "cache", recipe, index, teacher), index, teacher, recipe
 
 
 def test_a_record_is_the_teachers_answer_to_the_view_of_the_image(filled, scans):
-    recipe, index = cache_recipe(), index_folder(scans / "train")
+    recipe, index = cache_recipe(), index_images(scans / "train")
     teacher = build_teacher(recipe, index)
     slab = read_slab(filled, 2)
     for row in (0, 31, 32, 89):
@@ -53,7 +53,7 @@ def test_a_record_is_the_teachers_answer_to_the_view_of_the_image(filled, scans)
 
 
 def test_check_rows_hold_the_crc_of_the_pixels_the_teacher_saw(filled, scans):
-    recipe, index = cache_recipe(), index_folder(scans / "train")
+    recipe, index = cache_recipe(), index_images(scans / "train")
     for view in range(3):
         check = read_slab(filled, view).check
         for entry in range(3):
@@ -108,7 +108,7 @@ def test_progress_counts_records_and_closing_commits_the_tile_at_hand(filled, st
 
 
 def test_a_full_cache_has_nothing_left_to_do(filled, scans):
-    recipe, index = cache_recipe(), index_folder(scans / "train")
+    recipe, index = cache_recipe(), index_images(scans / "train")
     assert list(fill(filled, index, build_teacher(recipe, index), recipe))[1:] == []
 
 
@@ -136,7 +136,7 @@ def test_a_teacher_of_as_many_classes_as_are_kept_has_no_tail(scans, tmp_path):
     ],
 )
 def test_another_recipe_into_the_same_cache_is_refused(filled, scans, changes, words):
-    recipe, index = cache_recipe(**changes), index_folder(scans / "train")
+    recipe, index = cache_recipe(**changes), index_images(scans / "train")
     with pytest.raises(CacheError, match=words):
         open_or_create(filled.root, recipe, index, build_teacher(recipe, index))
 
@@ -165,13 +165,13 @@ def test_other_pixel_libraries_go_on_only_if_asked_and_only_with_the_same_pixels
 
 def test_another_data_set_into_the_same_cache_is_refused(filled, own_scans):
     next((own_scans / "train" / "digit-1").iterdir()).unlink()
-    recipe, index = cache_recipe(), index_folder(own_scans / "train")
+    recipe, index = cache_recipe(), index_images(own_scans / "train")
     with pytest.raises(CacheError, match="image index: .* in the cache"):
         open_or_create(filled.root, recipe, index, build_teacher(recipe, index))
 
 
 def test_more_classes_kept_than_there_are_is_refused_before_anything_is_made(scans, tmp_path):
-    recipe, index = cache_recipe(topk__k=4), index_folder(scans / "train")
+    recipe, index = cache_recipe(topk__k=4), index_images(scans / "train")
     with pytest.raises(CacheError, match="topk.k is 4, the teacher has 3 classes: set topk.k = 3"):
         open_or_create(tmp_path / "cache", recipe, index, build_teacher(recipe, index))
     assert list(tmp_path.iterdir()) == []
@@ -201,7 +201,7 @@ def test_an_unreadable_image_stops_the_job_and_names_the_file(own_scans, tmp_pat
 def test_skipped_images_are_marked_absent_and_leave_the_others_alone(own_scans, filled, tmp_path):
     victim = own_scans / "train" / "digit-1" / "010.png"
     victim.write_bytes(b"")
-    row = index_folder(own_scans / "train").keys.index("digit-1/010.png")
+    row = index_images(own_scans / "train").keys.index("digit-1/010.png")
     recipe = cache_recipe(images__skip_unreadable=True)
     cache = fill_cache(tmp_path / "cache", own_scans / "train", recipe)
     assert absent_rows(cache) == {row}
@@ -224,7 +224,7 @@ def test_a_stopped_job_continues_when_told_to_skip(own_scans, tmp_path):
 
 def test_a_class_map_puts_labels_and_ids_in_one_space(scans, tmp_path):
     ids = {"digit-0": 4, "digit-1": 1, "digit-2": 6}
-    index = index_folder(scans / "train", class_ids=ids)
+    index = index_images(scans / "train", class_ids=ids)
     recipe = cache_recipe(images__class_map=str(tmp_path / "map.json"))
     teacher = build_teacher(recipe, index)
     cache = open_or_create(tmp_path / "cache", recipe, index, teacher)
@@ -236,3 +236,15 @@ def test_no_temporary_file_stays(filled):
     names = [path.name for path in filled.root.parent.rglob("*")]
     assert not [name for name in names if name.endswith(".tmp")]
     shutil.copytree(filled.root, filled.root.parent / "copy", dirs_exist_ok=True)
+
+
+def test_every_tile_says_where_its_time_went(started):
+    cache, index, teacher, recipe = started
+    tiles = len(missing_tiles(cache, recipe.storage.views_per_tile))
+    metrics = [p.metrics for p in fill(cache, index, teacher, recipe) if p.metrics]
+    assert len(metrics) == tiles
+    for shares in metrics:
+        assert set(shares) == {"data_wait_share", "teacher_share", "write_share"}
+        assert all(0 <= share <= 1 for share in shares.values())
+        assert sum(shares.values()) < 1.001
+    assert sum(shares["teacher_share"] for shares in metrics) > 0

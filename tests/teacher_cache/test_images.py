@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.images import ImagesError, index_folder, read_class_map, rebase
+from teacher_cache.images import ImagesError, index_images, read_class_map, rebase
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def folder(tmp_path):
 
 
 def test_images_are_listed_in_the_byte_order_of_their_paths_with_their_classes(folder):
-    index = index_folder(folder)
+    index = index_images(folder)
     assert index.keys == ("a/deep/y.webp", "a/x.jpeg", "b/10.PNG", "b/2.png")
     assert index.labels.tolist() == [0, 0, 1, 1]
     assert index.class_ids == {"a": 0, "b": 1}
@@ -26,19 +26,19 @@ def test_images_are_listed_in_the_byte_order_of_their_paths_with_their_classes(f
 
 
 def test_the_digest_depends_on_keys_labels_and_classes_but_not_on_the_place(folder, tmp_path):
-    digest = index_folder(folder).digest()
+    digest = index_images(folder).digest()
     moved = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
-    assert index_folder(moved).digest() == digest
-    assert index_folder(moved, class_ids={"a": 1, "b": 0}).digest() != digest
+    assert index_images(moved).digest() == digest
+    assert index_images(moved, class_ids={"a": 1, "b": 0}).digest() != digest
     (moved / "a" / "x.jpeg").rename(moved / "a" / "z.jpeg")
-    assert index_folder(moved).digest() != digest
+    assert index_images(moved).digest() != digest
 
 
 def test_file_names_that_are_no_utf8_are_kept_byte_for_byte(folder):
     name = os.fsencode(folder) + b"/a/\xff\xfe.png"
     with open(name, "wb") as file:  # noqa: PTH123 - a Path cannot be made of these bytes
         file.write(b"odd")
-    index = index_folder(folder)
+    index = index_images(folder)
     row = [os.fsencode(key) for key in index.keys].index(b"a/\xff\xfe.png")
     assert index.read(row) == b"odd"
     index.digest()
@@ -46,24 +46,24 @@ def test_file_names_that_are_no_utf8_are_kept_byte_for_byte(folder):
 
 def test_a_missing_an_empty_and_a_flat_folder_are_refused_with_what_was_expected(tmp_path):
     with pytest.raises(ImagesError, match="no such folder; expected a folder of class folders"):
-        index_folder(tmp_path / "nowhere")
+        index_images(tmp_path / "nowhere")
     with pytest.raises(ImagesError, match=r"holds no class folders; expected .*<class>/<image>"):
-        index_folder(tmp_path)
+        index_images(tmp_path)
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(ImagesError, match="holds no class folders"):
-        index_folder(tmp_path)
+        index_images(tmp_path)
 
 
 def test_an_empty_class_folder_and_an_unknown_class_are_named(folder):
     (folder / "c").mkdir()
     with pytest.raises(ImagesError, match="class folder .*/c holds no image"):
-        index_folder(folder)
+        index_images(folder)
     with pytest.raises(ImagesError, match=r"1 class folder \(c\) that the class list of 2"):
-        index_folder(folder, class_ids={"a": 0, "b": 1})
+        index_images(folder, class_ids={"a": 0, "b": 1})
 
 
 def test_a_moved_data_set_keeps_its_rows_and_another_one_is_refused_with_counts(folder, tmp_path):
-    index = index_folder(folder)
+    index = index_images(folder)
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     assert rebase(index, moved).keys == index.keys
     assert rebase(index, moved).root == moved
@@ -88,6 +88,6 @@ def test_a_class_map_is_an_object_of_unique_whole_numbers(tmp_path, text):
 
 
 def test_a_link_that_leads_back_is_not_followed_in_circles(folder):
-    before = index_folder(folder).keys
+    before = index_images(folder).keys
     (folder / "a" / "deep" / "loop").symlink_to(folder / "a")
-    assert index_folder(folder).keys == before
+    assert index_images(folder).keys == before

@@ -13,7 +13,7 @@ import torch
 from small import CPU, REPOSITORY
 
 from teacher_cache.errors import UserError
-from teacher_cache.images import index_folder
+from teacher_cache.images import index_images
 from teacher_cache.loader import LoaderSettings, WorkerDied, render_here, rendered
 from teacher_cache.renderers import CenterRenderer, Request, ViewRenderer
 from teacher_cache.views import ViewPolicy
@@ -23,7 +23,7 @@ SIZE = 24
 
 @pytest.fixture(scope="module")
 def renderer(scans):
-    index = index_folder(scans / "train")
+    index = index_images(scans / "train")
     return ViewRenderer(index, ViewPolicy(), 3, SIZE, "bicubic", check_size=16)
 
 
@@ -75,7 +75,7 @@ def test_a_fresh_worker_needs_no_torch():
 
 
 def test_unreadable_images_are_named_and_black(own_scans):
-    index = index_folder(own_scans / "train")
+    index = index_images(own_scans / "train")
     broken = own_scans / "train" / index.keys[4]
     broken.write_bytes(broken.read_bytes()[:40])
     (own_scans / "train" / index.keys[7]).unlink()
@@ -171,7 +171,7 @@ def test_the_time_that_the_reader_waited_is_counted(tmp_path, renderer, slow):
 @pytest.fixture
 def slow(own_scans):
     """An index whose second image comes from a pipe, and what lets it come."""
-    index = index_folder(own_scans / "train")
+    index = index_images(own_scans / "train")
     path = own_scans / "train" / index.keys[1]
     data = path.read_bytes()
     path.unlink()

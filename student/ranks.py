@@ -1,0 +1,198 @@
+"""The processes that train one run together: who takes which rows, and how they agree.
+
+torchrun starts them and says who is who (RANK, WORLD_SIZE, LOCAL_RANK). Every rank walks the same
+global batches in the same order and takes its own share of each.
+
+W ranks.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from teacher_cache.errors import UserError
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for the others to reach the same point; a dead one is noticed at once."""
+
+T = TypeVar("T")
+
+
+class RanksError(UserError):
+    """Ranks that cannot work together."""
+
+
+class RankLost(RanksError):
+    """Another rank has ended in the middle of the work."""
+
+
+class StoppedTogether(RanksError):
+    """Another rank was asked to stop, so this one stopped after the same step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's number among those that train together; alone by default."""
+
+    number: int = 0
+    count: int = 1
+    local_number: int = 0
+    """This process's number among the ranks of its host."""
+    local_count: int = 1
+    host: str = ""
+    """A name that the ranks of this host share, and no other job."""
+    control: "dist.ProcessGroup | None" = None
+    """Carries what is agreed on, on the host: no device waits for it."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the run's files."""
+        return self.number == 0
+
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """This rank's rows [B / W] of a global batch [B]: one of W runs of neighbours."""
+        size = len(rows) // self.count
+        return rows[self.number * size : (self.number + 1) * size]
+
+    def micro_batch(self, *, batch_size: int, micro_batch: int | None) -> int:
+        """Images per forward pass of a rank; None: a rank's whole share at once.
+
+        Raises:
+            RanksError: the batch cannot be cut so that all ranks do the same.
+        """
+        unit = (micro_batch or 1) * self.count
+        if batch_size % unit:
+            passes = f" in micro-batches of {micro_batch}" if micro_batch else ""
+            raise RanksError(
+                f"optimizer.batch_size = {batch_size} cannot be shared by {self.count} ranks"
+                f"{passes}, expected a multiple of {unit}: change optimizer.batch_size, "
+                "optimizer.micro_batch or torchrun's --nproc-per-node"
+            )
+        return micro_batch or batch_size // self.count
+
+    def agree(self, *, stop: bool = False, save: bool = False) -> tuple[bool, bool]:
+        """Whether any rank wants to stop, and whether any wants to save; all ranks ask together.
+
+        Raises:
+            RankLost: another rank has ended.
+        """
+        if self.control is None:
+            return stop, save
+        wanted = torch.tensor([stop, save], dtype=torch.uint8)
+        with understood():
+            dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self.control)
+        return bool(wanted[0]), bool(wanted[1])
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank; all ranks ask together. Raises like `agree`."""
+        if self.control is None:
+            return [value]
+        values: list[T | None] = [None] * self.count
+        with understood():
+            dist.all_gather_object(values, value, group=self.control)
+        return values  # type: ignore[return-value]
+
+    def average_(self, tensors: list[Tensor]) -> None:
+        """Replace tensors on the device by their means over the ranks, in place."""
+        if self.control is None or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with understood():
+            dist.all_reduce(flat)
+        flat /= self.count
+        means = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(device: torch.device, environment: Mapping[str, str] | None = None) -> Iterator[Ranks]:
+    """Meet the other ranks that torchrun started; alone without torchrun.
+
+    Args:
+        device: this rank's own; CUDA ranks talk over NCCL, others over gloo.
+        environment: in place of `os.environ`.
+
+    Raises:
+        RanksError: WORLD_SIZE without the rest of torchrun's variables, or ranks that never came.
+    """
+    found = os.environ if environment is None else environment
+    count = int(found.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    missing = [n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in found]
+    if missing:
+        raise RanksError(
+            f"WORLD_SIZE is {count} and {', '.join(missing)} not set, expected torchrun's "
+            "variables: start with 'torchrun --nproc-per-node N cli.py train-student ...', or "
+            "unset WORLD_SIZE to train in one process"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
+        raise RanksError(
+            f"rank {found['RANK']} of {count} cannot meet the others at {found['MASTER_ADDR']}:"
+            f"{found['MASTER_PORT']} ({_first_line(error)}): check the network between the hosts, "
+            "and that all were started"
+        ) from error
+    assert isinstance(control, dist.ProcessGroup)  # every rank is in it
+    tokens: list[str] = [""] * count
+    dist.all_gather_object(tokens, secrets.token_hex(16), group=control)
+    try:
+        yield Ranks(
+            number=dist.get_rank(),
+            count=count,
+            local_number=int(found["LOCAL_RANK"]),
+            local_count=int(found.get("LOCAL_WORLD_SIZE", "1")),
+            host=f"{tokens[0]}-{found.get('GROUP_RANK', '0')}",
+            control=control,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Turn what the transport says of a lost rank into words.
+
+    Raises:
+        RankLost: another rank has ended, or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_transport(error):
+            raise
+        raise RankLost(
+            f"another rank of this run has ended or does not answer ({_first_line(error)}): its "
+            "own message, above or on its host, says why; what was saved last is kept, and the "
+            "same command continues from it"
+        ) from error
+
+
+def _is_of_transport(error: RuntimeError) -> bool:
+    words = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+def _first_line(error: Exception) -> str:
+    """The transport's first sentence, without the place in its source."""
+    lines = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip()).splitlines()
+    return lines[0].partition(". ")[0].rstrip(".") if lines else type(error).__name__
