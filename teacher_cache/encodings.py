@@ -93,7 +93,7 @@ def decode_chunk(name: str, data: bytes, out: np.ndarray, encoding: Encoding) ->
         ValueError: bytes that are no such chunk.
     """
     if name == "check":
-        out[:] = np.frombuffer(data, "<u4")
+        _copy_bytes(data, out)
     elif encoding is Encoding.PORTABLE:
         _decode_zstd(data, out)
     elif encoding is Encoding.COMPACT and name == "logp":
@@ -108,9 +108,16 @@ def _decode_zstd(data: bytes, out: np.ndarray) -> None:
     from numcodecs.zstd import decompress
 
     try:
-        out[:] = np.frombuffer(decompress(data), out.dtype)
+        plain = decompress(data)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
+    _copy_bytes(plain, out)
+
+
+def _copy_bytes(data: bytes, out: np.ndarray) -> None:
+    if len(data) != out.nbytes:
+        raise ValueError(f"a chunk holds {len(data)} bytes, not {out.nbytes}")
+    out[:] = np.frombuffer(data, out.dtype)
 
 
 def _decode_pcodec(data: bytes, out: np.ndarray) -> None:
@@ -122,8 +129,9 @@ def _decode_pcodec(data: bytes, out: np.ndarray) -> None:
         raise _not_installed(error) from None
     except (RuntimeError, TypeError) as error:
         raise ValueError(str(error)) from None
-    if progress.n_processed != len(out):
-        raise ValueError(f"a chunk holds {progress.n_processed} values, not {len(out)}")
+    if progress.n_processed != len(out) or not progress.finished:
+        more = "" if progress.finished else "or more "
+        raise ValueError(f"a chunk holds {progress.n_processed} {more}values, not {len(out)}")
 
 
 def _not_installed(error: ImportError) -> CacheError:

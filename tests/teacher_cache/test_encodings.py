@@ -21,7 +21,8 @@ from small import (
     to_toml,
 )
 
-from teacher_cache.encodings import Encoding, kl_cost, restored_logp, stored_logp
+from teacher_cache.arrays import chunk_index
+from teacher_cache.encodings import Encoding, decode_chunk, kl_cost, restored_logp, stored_logp
 from teacher_cache.errors import CacheError, DamagedRecords
 from teacher_cache.fill import open_or_create
 from teacher_cache.images import index_images
@@ -226,3 +227,18 @@ def test_a_writer_whose_zarr_is_set_to_another_pipeline_writes_the_same_bytes(
     assert done.returncode == 0, done.stderr
     assert shards(open_cache(tmp_path / "cache")) == shards(encoded(Encoding.DEFAULT))
     assert "zarrs" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+@pytest.mark.parametrize("name", RECORD_ARRAYS)
+def test_a_chunk_of_another_length_is_refused(encoded, encoding, name):
+    cache = encoded(encoding)
+    shard = (cache.root / name / "c/1/0" / ("" if name == "check" else "0")).read_bytes()
+    ((offset, length),) = chunk_index(shard, 1)
+    chunk = shard[offset : offset + length - 4]
+    layout = cache.layout()
+    out = layout.arrays_in(np.zeros(layout.nbytes, np.uint8))[name][: 32 if name != "check" else 1]
+    decode_chunk(name, chunk, out.reshape(-1), encoding)
+    for count in (out.size // 2, 2 * out.size):
+        with pytest.raises(ValueError, match="a chunk holds"):
+            decode_chunk(name, chunk, np.zeros(count, out.dtype), encoding)
