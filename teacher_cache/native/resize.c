@@ -1,0 +1,182 @@
+/* Antialiased separable resize of a crop, as Pillow 13's Image.resize computes it.
+ *
+ * Weights are doubles, rounded to units of 2^-22; each pass sums in int32 and rounds to uint8.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "native.h"
+
+enum { WEIGHT_BITS = 22, HALF = 1 << (WEIGHT_BITS - 1), COLUMNS = 64 };
+
+typedef int32_t Lanes __attribute__((vector_size(32)));
+typedef uint8_t Bytes __attribute__((vector_size(8)));
+
+/* How each output position of one axis weighs the input positions first .. first + count - 1. */
+typedef struct {
+    int taps; /* weights a position, even, zero past count */
+    int *first;
+    int *count;
+    int32_t *weight; /* [size][taps] */
+} Axis;
+
+static double filter_weight(int filter, double x) {
+    if (filter == FILTER_BOX) return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
+    x = x < 0.0 ? -x : x;
+    if (filter == FILTER_BILINEAR) return x < 1.0 ? 1.0 - x : 0.0;
+    /* Keys' cubic with a = -1/2 */
+    if (x < 1.0) return (1.5 * x - 2.5) * x * x + 1;
+    if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * -0.5;
+    return 0.0;
+}
+
+static void axis_free(Axis *axis) {
+    free(axis->first);
+    free(axis->count);
+    free(axis->weight);
+}
+
+static int axis_make(Axis *axis, int length, int size, int filter) {
+    static const double reach[FILTERS] = {0.5, 1.0, 2.0};
+    double scale = (double)length / size, stretch = scale < 1.0 ? 1.0 : scale;
+    double support = reach[filter] * stretch, shrink = 1.0 / stretch;
+    axis->taps = (int)ceil(support) * 2 + 2;
+    axis->first = malloc(sizeof(int) * (size_t)size);
+    axis->count = malloc(sizeof(int) * (size_t)size);
+    axis->weight = calloc((size_t)size * (size_t)axis->taps, sizeof(int32_t));
+    double *exact = malloc(sizeof(double) * (size_t)axis->taps);
+    if (!axis->first || !axis->count || !axis->weight || !exact) {
+        free(exact);
+        axis_free(axis);
+        return -1;
+    }
+    for (int at = 0; at < size; at++) {
+        double center = (at + 0.5) * scale, sum = 0.0;
+        int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
+        first = first < 0 ? 0 : first;
+        last = last > length ? length : last;
+        for (int k = 0; k < last - first; k++) {
+            exact[k] = filter_weight(filter, (k + first - center + 0.5) * shrink);
+            sum += exact[k];
+        }
+        int32_t *weight = axis->weight + (size_t)at * (size_t)axis->taps;
+        for (int k = 0; k < last - first; k++) {
+            double share = (sum != 0.0 ? exact[k] / sum : exact[k]) * (1 << WEIGHT_BITS);
+            weight[k] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);
+        }
+        axis->first[at] = first;
+        axis->count[at] = last - first;
+    }
+    free(exact);
+    return 0;
+}
+
+INLINE uint8_t level(int32_t sum) {
+    sum >>= WEIGHT_BITS;
+    return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+}
+
+/* One row, `step` bytes from one output pixel to the next; reads SLACK bytes past the input. */
+HOT static void row_across(const uint8_t *in, uint8_t *out, ptrdiff_t step, int size,
+                           const Axis *axis) {
+    const Bytes spread = {0, 1, 2, 7, 3, 4, 5, 7};
+    for (int x = 0; x < size; x++, out += step) {
+        const uint8_t *pixel = in + CHANNELS * (ptrdiff_t)axis->first[x];
+        const int32_t *weight = axis->weight + (ptrdiff_t)x * axis->taps;
+        Lanes sum = {HALF, HALF, HALF, 0, 0, 0, 0, 0};
+        for (int k = 0; k < axis->count[x]; k += 2, pixel += 2 * CHANNELS) {
+            Bytes two;
+            memcpy(&two, pixel, sizeof two);
+            two = __builtin_shuffle(two, spread);
+            int32_t a = weight[k], b = weight[k + 1];
+            Lanes weights = {a, a, a, 0, b, b, b, 0};
+            sum += __builtin_convertvector(two, Lanes) * weights;
+        }
+        for (int c = 0; c < CHANNELS; c++) out[c] = level(sum[c] + sum[c + 4]);
+    }
+}
+
+/* One output row from the rows of `in` that it weighs, `bytes` wide. */
+HOT static void rows_down(const uint8_t *in, ptrdiff_t stride, uint8_t *out, int bytes,
+                          const int32_t *weight, int count) {
+    int x = 0;
+    for (; x + COLUMNS <= bytes; x += COLUMNS) {
+        int32_t sum[COLUMNS];
+        for (int i = 0; i < COLUMNS; i++) sum[i] = HALF;
+        for (int k = 0; k < count; k++)
+            for (int i = 0; i < COLUMNS; i++) sum[i] += in[k * stride + x + i] * weight[k];
+        for (int i = 0; i < COLUMNS; i++) out[x + i] = level(sum[i]);
+    }
+    for (; x < bytes; x++) {
+        int32_t sum = HALF;
+        for (int k = 0; k < count; k++) sum += in[k * stride + x] * weight[k];
+        out[x] = level(sum);
+    }
+}
+
+static void across(const uint8_t *in, ptrdiff_t stride, int rows, uint8_t *out, ptrdiff_t out_stride,
+                   int size, const Axis *axis, int flip, uint8_t *last_row, int width) {
+    ptrdiff_t step = flip ? -CHANNELS : CHANNELS;
+    for (int y = 0; y < rows; y++) {
+        const uint8_t *row = in + y * stride;
+        if (y == rows - 1) { /* the only row behind which there may be nothing to read */
+            memcpy(last_row, row, (size_t)width * CHANNELS);
+            row = last_row;
+        }
+        row_across(row, out + y * out_stride + (flip ? (size - 1) * CHANNELS : 0), step, size, axis);
+    }
+}
+
+static void down(const uint8_t *in, ptrdiff_t stride, int bytes, uint8_t *out, int size,
+                 const Axis *axis) {
+    for (int y = 0; y < size; y++)
+        rows_down(in + axis->first[y] * stride, stride, out + (ptrdiff_t)y * bytes, bytes,
+                  axis->weight + (ptrdiff_t)y * axis->taps, axis->count[y]);
+}
+
+/* No pass is needed along an axis whose length is right; then it is only copied. */
+static void copied(const uint8_t *in, ptrdiff_t stride, int rows, int width, uint8_t *out, int flip) {
+    for (int y = 0; y < rows; y++, in += stride, out += width * CHANNELS) {
+        if (!flip) {
+            memcpy(out, in, (size_t)width * CHANNELS);
+            continue;
+        }
+        for (int x = 0; x < width; x++)
+            memcpy(out + (width - 1 - x) * CHANNELS, in + x * CHANNELS, CHANNELS);
+    }
+}
+
+int resize_crop(const uint8_t *image, int width, Box crop, uint8_t *out, int size,
+                int filter, int flip) {
+    int w = crop.right - crop.left, h = crop.bottom - crop.top, wide = size * CHANNELS;
+    ptrdiff_t stride = (ptrdiff_t)width * CHANNELS;
+    const uint8_t *in = image + crop.top * stride + (ptrdiff_t)crop.left * CHANNELS;
+    int vertical_first = h - size > 0 && h - size > (w - size) * 2, result = -1;
+    Axis x = {0}, y = {0};
+    size_t rows = (size_t)(vertical_first ? size : h), cells = (size_t)(vertical_first ? w : size);
+    uint8_t *between = malloc(rows * cells * CHANNELS + SLACK);
+    uint8_t *last_row = calloc((size_t)w * CHANNELS + SLACK, 1);
+    if (!between || !last_row) goto end;
+    if (axis_make(&x, w, size, filter) < 0) goto end;
+    if (axis_make(&y, h, size, filter) < 0) goto end_x;
+    if (vertical_first) { /* then h is not size */
+        ptrdiff_t half = (ptrdiff_t)w * CHANNELS;
+        down(in, stride, w * CHANNELS, between, size, &y);
+        if (w == size) copied(between, half, size, w, out, flip);
+        else across(between, half, size, out, wide, size, &x, flip, last_row, w);
+    } else {
+        uint8_t *target = h == size ? out : between;
+        if (w == size) copied(in, stride, h, w, target, flip);
+        else across(in, stride, h, target, wide, size, &x, flip, last_row, w);
+        if (h != size) down(between, wide, wide, out, size, &y);
+    }
+    result = 0;
+    axis_free(&y);
+end_x:
+    axis_free(&x);
+end:
+    free(between);
+    free(last_row);
+    return result;
+}
