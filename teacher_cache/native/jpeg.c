@@ -9,43 +9,51 @@
 
 #include "jpeg.h"
 
-/* Sum of a column's dequantised coefficients, in magnitude: beyond it libjpeg-turbo's 16-bit sums
- * might saturate. No photograph comes near. */
-enum { LARGEST_COLUMN = 5700, LARGEST_DC = 16383 };
+enum { LARGEST_DC = 16383 }; /* of differences summed up; 2047 in a sound file */
 
+/* Zeros behind a segment: more than a unit of four luma and two chroma blocks can read. */
+enum { PADDING = 6 * BLOCK_SIZE * 4 + 16 };
+
+/* The bits of one segment: what stands between two restart markers, bytes that were stuffed after
+ * 0xFF taken out, PADDING behind it. */
 typedef struct {
-    uint64_t bits; /* the next bits, left-aligned; below `count` of them zeros */
-    int count, invented;
-    const uint8_t *at, *end;
+    uint64_t bits; /* the next bits, left-aligned, at least `count` of them */
+    int count;
+    const uint8_t *at, *start, *end;
+    const uint8_t *marker; /* what follows in the file */
 } Bits;
 
-/* Past a marker, or the end, zeros are invented; whoever has read one of them notices later. */
-static __attribute__((noinline)) void refill_slowly(Bits *b) {
-    while (b->count <= 56) {
-        int byte = 0;
-        if (b->at < b->end && (b->at[0] != 0xFF || (b->end - b->at > 1 && b->at[1] == 0))) {
-            byte = b->at[0];
-            b->at += byte == 0xFF ? 2 : 1;
-        } else b->invented += 8;
-        b->bits |= (uint64_t)byte << (56 - b->count);
-        b->count += 8;
+/* The segment at `from`, copied to `to`. */
+static Bits segment(const uint8_t *from, const uint8_t *end, uint8_t *to) {
+    Bits b = {.at = to, .start = to};
+    for (;;) {
+        const uint8_t *stop = memchr(from, 0xFF, (size_t)(end - from));
+        size_t some = (size_t)((stop ? stop : end) - from);
+        memcpy(to, from, some);
+        to += some;
+        from += some;
+        if (end - from < 2 || from[1] != 0) break;
+        *to++ = 0xFF;
+        from += 2;
     }
+    memset(to, 0, PADDING);
+    b.end = to;
+    b.marker = from;
+    return b;
 }
 
-/* At least 32 bits: a code of 16 and its value of 15 */
+/* Bits left in the segment; below 0 when zeros of the padding were read. */
+static ptrdiff_t left_over(const Bits *b) { return 8 * (b->end - b->at) + b->count; }
+
+/* At least 56 bits, without a branch; bits beyond `count` are or'ed to themselves. */
 INLINE void refill(Bits *b) {
-    if (b->count >= 32) return;
-    if (b->end - b->at >= 4) {
-        const uint8_t *p = b->at;
-        uint32_t four = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-        if (!((~four - 0x01010101u) & four & 0x80808080u)) { /* no byte is 0xFF */
-            b->bits |= (uint64_t)four << (32 - b->count);
-            b->count += 32;
-            b->at += 4;
-            return;
-        }
-    }
-    refill_slowly(b);
+    const uint8_t *p = b->at;
+    uint64_t next = (uint64_t)p[0] << 56 | (uint64_t)p[1] << 48 | (uint64_t)p[2] << 40 |
+                    (uint64_t)p[3] << 32 | (uint64_t)p[4] << 24 | (uint64_t)p[5] << 16 |
+                    (uint64_t)p[6] << 8 | p[7];
+    b->bits |= next >> b->count;
+    b->at += (63 - b->count) >> 3;
+    b->count |= 56;
 }
 
 INLINE void consume(Bits *b, int count) {
@@ -53,15 +61,14 @@ INLINE void consume(Bits *b, int count) {
     b->count -= count;
 }
 
-/* A symbol whose coefficient is not in `quick`, or -1. */
-static int symbol_of(Bits *b, const Huffman *table) {
-    int32_t next = (int32_t)(b->bits >> 48);
-    int length = 1;
+/* The symbol of a code longer than LOOK_BITS as its length << 8 | symbol, or -1. */
+static __attribute__((noinline)) int long_code(uint64_t bits, const Huffman *table) {
+    int32_t next = (int32_t)(bits >> 48);
+    int length = LOOK_BITS + 1;
     while (next >= table->last_code[length]) length++;
     if (length > 16) return -1;
     int index = (next >> (16 - length)) + table->offset[length];
-    consume(b, length);
-    return table->symbols[index & 255];
+    return length << 8 | table->symbols[index & 255];
 }
 
 INLINE int value_of(Bits *b, int count) {
@@ -71,100 +78,91 @@ INLINE int value_of(Bits *b, int count) {
     return value < 1 << (count - 1) ? value - (1 << count) + 1 : value;
 }
 
+/* A symbol whose value is not in `quick`: consumed, or -1. */
+INLINE int symbol_of(Bits *b, const Huffman *table, uint32_t quick) {
+    if (quick) {
+        consume(b, quick & 255);
+        return quick >> 8 & 255;
+    }
+    int code = long_code(b->bits, table);
+    if (code < 0) return -1;
+    consume(b, code >> 8);
+    return code & 255;
+}
+
 INLINE int read_dc(Bits *b, const Huffman *table, int *dc) {
     refill(b);
     uint32_t quick = table->quick[b->bits >> (64 - LOOK_BITS)];
-    if (quick) {
-        consume(b, quick & 255);
-        *dc += (int32_t)quick >> 16;
-    } else {
-        int symbol = symbol_of(b, table);
+    int difference = (int32_t)quick >> 16;
+    if (difference) consume(b, quick & 255);
+    else {
+        int symbol = symbol_of(b, table, quick);
         if (symbol < 0) return 0;
-        *dc += value_of(b, symbol);
+        difference = value_of(b, symbol);
     }
+    *dc += difference;
     return *dc >= -LARGEST_DC && *dc <= LARGEST_DC;
 }
 
-/* The AC coefficients; with `out`, dequantised into it. Returns 0 for what is odd, else 1 more than
- * the sum of their magnitudes. */
-INLINE uint32_t read_ac(Bits *b, const Huffman *table, const uint16_t *quant, int16_t *out) {
-    uint32_t magnitude = 1;
+/* The AC coefficients, into `out` if there is one. Returns 0 for what is odd, else 1 more than the
+ * number of coefficients. */
+INLINE int read_ac(Bits *b, const Huffman *table, int16_t *out) {
+    int found = 1;
     for (int k = 1; k < BLOCK_SIZE; k++) {
-        refill(b);
+        /* looked up before the refill, which waits for less: at least 56 - 31 bits are there */
         uint32_t quick = table->quick[b->bits >> (64 - LOOK_BITS)];
-        int value;
-        if (quick) {
+        refill(b);
+        int value = (int32_t)quick >> 16;
+        if (value) {
             consume(b, quick & 255);
-            k += (quick >> 8) & 255;
-            value = (int32_t)quick >> 16;
-            if (value == 0) {
-                if ((quick >> 8 & 255) != 15) return magnitude; /* end of block */
-                continue;
-            }
+            k += quick >> 8 & 255;
         } else {
-            int symbol = symbol_of(b, table);
+            int symbol = symbol_of(b, table, quick);
             if (symbol < 0) return 0;
+            if ((symbol & 15) == 0 && symbol != 0xF0) return found; /* end of block */
             k += symbol >> 4;
-            if ((symbol & 15) == 0) {
-                if (symbol != 0xF0) return magnitude; /* end of block */
-                continue;
-            }
             value = value_of(b, symbol & 15);
+            if (value == 0) continue; /* sixteen zeros */
         }
         if (k >= BLOCK_SIZE) return 0;
-        if (out) {
-            int place = jpeg_natural_order[k], level = value * quant[place];
-            uint32_t size = (uint32_t)(level < 0 ? -level : level);
-            if (size > INT16_MAX) return 0;
-            out[place] = (int16_t)level;
-            magnitude += size;
-        }
+        if (out) out[jpeg_natural_order[k]] = (int16_t)value;
+        found++;
     }
-    return magnitude;
+    return found;
 }
 
-static int columns_fit(const int16_t block[BLOCK_SIZE]) {
-    for (int x = 0; x < BLOCK_SIDE; x++) {
-        int sum = 0;
-        for (int y = 0; y < BLOCK_SIDE; y++) sum += abs(block[BLOCK_SIDE * y + x]);
-        if (sum > LARGEST_COLUMN) return 0;
-    }
-    return 1;
-}
-
-static int read_block(Bits *b, const Jpeg *jpeg, const Component *c, int *dc, uint8_t *out,
+INLINE int read_block(Bits *b, const Jpeg *jpeg, const Component *c, int *dc, uint8_t *out,
                       ptrdiff_t stride) {
     int16_t block[BLOCK_SIZE] = {0};
     const uint16_t *quant = jpeg->quant[c->quant];
     if (!read_dc(b, &jpeg->dc[c->dc], dc)) return 0;
+    block[0] = (int16_t)*dc;
+    int found = read_ac(b, &jpeg->ac[c->ac], block);
+    if (found > 1) return jpeg_block(block, quant, out, stride);
     int level = *dc * quant[0];
-    if (level < INT16_MIN || level > INT16_MAX) return 0;
-    block[0] = (int16_t)level;
-    uint32_t magnitude = read_ac(b, &jpeg->ac[c->ac], quant, block);
-    if (!magnitude) return 0;
-    if (magnitude + (uint32_t)abs(level) > LARGEST_COLUMN && !columns_fit(block)) return 0;
-    if (magnitude == 1) { /* flat */
-        int flat = ((level + 4) >> 3) + 128;
-        flat = flat < 0 ? 0 : flat > 255 ? 255 : flat;
-        for (int y = 0; y < BLOCK_SIDE; y++) memset(out + y * stride, flat, BLOCK_SIDE);
-    } else jpeg_block(block, out, stride);
+    if (level < -LARGEST_COLUMN || level > LARGEST_COLUMN) return 0;
+    int flat = ((level + 4) >> 3) + 128;
+    flat = flat < 0 ? 0 : flat > 255 ? 255 : flat;
+    for (int y = 0; y < BLOCK_SIDE; y++) memset(out + y * stride, flat, BLOCK_SIDE);
+    return found;
+}
+
+INLINE int skip_block(Bits *b, const Jpeg *jpeg, const Component *c, int *dc) {
+    return read_dc(b, &jpeg->dc[c->dc], dc) && read_ac(b, &jpeg->ac[c->ac], NULL);
+}
+
+/* To the segment behind the next restart marker, which must be number `number`. */
+static int restart(Bits *b, int number, const uint8_t *end, uint8_t *buffer) {
+    ptrdiff_t left = left_over(b);
+    if (left < 0 || left >= 8 || end - b->marker < 2) return 0;
+    if (b->marker[0] != 0xFF || b->marker[1] != 0xD0 + (number & 7)) return 0;
+    *b = segment(b->marker + 2, end, buffer);
     return 1;
 }
 
-static int skip_block(Bits *b, const Jpeg *jpeg, const Component *c, int *dc) {
-    return read_dc(b, &jpeg->dc[c->dc], dc) && read_ac(b, &jpeg->ac[c->ac], NULL, NULL) != 0;
-}
-
-/* To the byte behind the next restart marker, which must be number `number`. */
-static int restart(Bits *b, int number) {
-    if (b->count - b->invented >= 8 || b->end - b->at < 2) return 0;
-    if (b->at[0] != 0xFF || b->at[1] != 0xD0 + (number & 7)) return 0;
-    *b = (Bits){.at = b->at + 2, .end = b->end};
-    return 1;
-}
-
-static int read_unit(Bits *b, const Jpeg *jpeg, int column, int row, int dc[COMPONENTS],
+static int read_unit(Bits *bits, const Jpeg *jpeg, int column, int row, int dc[COMPONENTS],
                      const Plane planes[COMPONENTS]) {
+    Bits b = *bits;
     for (int i = 0; i < jpeg->count; i++) {
         const Component *c = &jpeg->component[i];
         const Plane *plane = &planes[i];
@@ -175,16 +173,17 @@ static int read_unit(Bits *b, const Jpeg *jpeg, int column, int row, int dc[COMP
             if (x >= want.left && x < want.right && y >= want.top && y < want.bottom) {
                 uint8_t *out = plane->samples + (ptrdiff_t)(y - want.top) * BLOCK_SIDE * plane->stride +
                                (x - want.left) * BLOCK_SIDE;
-                ok = read_block(b, jpeg, c, &dc[i], out, plane->stride);
-            } else ok = skip_block(b, jpeg, c, &dc[i]);
+                ok = read_block(&b, jpeg, c, &dc[i], out, plane->stride);
+            } else ok = skip_block(&b, jpeg, c, &dc[i]);
             if (!ok) return 0;
         }
     }
-    return b->count >= b->invented; /* no invented bit was read */
+    *bits = b;
+    return left_over(&b) >= 0;
 }
 
-static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS]) {
-    Bits bits = {.at = jpeg->scan, .end = jpeg->end};
+static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS], uint8_t *buffer) {
+    Bits bits = segment(jpeg->scan, jpeg->end, buffer);
     int dc[COMPONENTS] = {0}, left = jpeg->restart, restarts = 0;
     int h = jpeg->component[0].h;
     int columns = (jpeg->width + BLOCK_SIDE * h - 1) / (BLOCK_SIDE * h), rows = 0;
@@ -195,7 +194,7 @@ static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS]) {
     for (int row = 0; row < rows; row++)
         for (int column = 0; column < columns; column++) {
             if (jpeg->restart && left-- == 0) {
-                if (!restart(&bits, restarts++)) return 0;
+                if (!restart(&bits, restarts++, jpeg->end, buffer)) return 0;
                 memset(dc, 0, sizeof dc);
                 left = jpeg->restart - 1;
             }
@@ -242,16 +241,18 @@ int jpeg_size(const uint8_t *data, size_t size, int *width, int *height) {
 int jpeg_decode(const uint8_t *data, size_t size, Box part, uint8_t *out) {
     Jpeg *jpeg = malloc(sizeof *jpeg);
     Plane planes[COMPONENTS] = {0};
-    int ok = jpeg && jpeg_parse(jpeg, data, size) && part.left >= 0 && part.top >= 0 &&
+    uint8_t *buffer = malloc(size + PADDING);
+    int ok = jpeg && buffer && jpeg_parse(jpeg, data, size) && part.left >= 0 && part.top >= 0 &&
              part.left < part.right && part.top < part.bottom && part.right <= jpeg->width &&
              part.bottom <= jpeg->height;
     if (ok) {
         int h = jpeg->component[0].h, v = jpeg->component[0].v;
         for (int i = 0; ok && i < jpeg->count; i++)
             ok = make_plane(&planes[i], part, i ? h : 1, i ? v : 1, jpeg->width, jpeg->height);
-        ok = ok && read_units(jpeg, planes) && jpeg_pixels(planes, jpeg->count, h, v, part, out);
+        ok = ok && read_units(jpeg, planes, buffer) && jpeg_pixels(planes, jpeg->count, h, v, part, out);
     }
     for (int i = 0; i < COMPONENTS; i++) free(planes[i].samples);
+    free(buffer);
     free(jpeg);
     return ok;
 }

@@ -5,11 +5,15 @@
 
 #include "native.h"
 
-enum { LOOK_BITS = 10, BLOCK_SIDE = 8, BLOCK_SIZE = 64, COMPONENTS = 3 };
+enum { LOOK_BITS = 12, BLOCK_SIDE = 8, BLOCK_SIZE = 64, COMPONENTS = 3 };
 
-/* A Huffman table. `quick`, by the next LOOK_BITS bits: a whole coefficient, as value << 16 |
- * run << 8 | bits, where code and value fit, else 0. For DC the run is 0; for AC the value 0 stands
- * for the end of the block, or with run 15 for sixteen zeros. */
+/* Sum of a column's dequantised coefficients, in magnitude: beyond it libjpeg-turbo's 16-bit sums
+ * might saturate. No photograph comes near. */
+enum { LARGEST_COLUMN = 5700 };
+
+/* A Huffman table. `quick`, by the next LOOK_BITS bits, is 0 where the code is longer than that, and
+ * else value << 16 | run << 8 | bits: a whole coefficient, code and value. The value 0 stands for
+ * what is none: then the middle byte is the symbol, whose value (if any) is still to be read. */
 typedef struct {
     int defined;
     uint8_t symbols[256];
@@ -43,7 +47,8 @@ typedef struct {
 
 extern const uint8_t jpeg_natural_order[BLOCK_SIZE];
 int jpeg_parse(Jpeg *jpeg, const uint8_t *data, size_t size);
-void jpeg_block(const int16_t coefficients[BLOCK_SIZE], uint8_t *out, ptrdiff_t stride);
+int jpeg_block(const int16_t coefficients[BLOCK_SIZE], const uint16_t quant[BLOCK_SIZE], uint8_t *out,
+               ptrdiff_t stride);
 int jpeg_pixels(const Plane planes[COMPONENTS], int count, int h, int v, Box part, uint8_t *out);
 
 #endif

@@ -24,12 +24,13 @@ static int extended(int value, int bits) {
 }
 
 static void make_quick(Huffman *table, int code, int length, int symbol, int is_dc) {
-    int bits = symbol & 15, run = is_dc ? 0 : symbol >> 4, spare = LOOK_BITS - length;
-    if (bits > spare) return;
+    int bits = symbol & 15, spare = LOOK_BITS - length;
     for (int rest = 0; rest < 1 << spare; rest++) {
-        int value = extended(rest >> (spare - bits), bits);
-        table->quick[code << spare | rest] =
-            (uint32_t)value << 16 | (uint32_t)run << 8 | (uint32_t)(length + bits);
+        int value = bits <= spare ? extended(rest >> (spare - bits), bits) : 0;
+        int used = value ? length + bits : length;
+        table->quick[code << spare | rest] = (uint32_t)value << 16 |
+                                             (uint32_t)(value && !is_dc ? symbol >> 4 : symbol) << 8 |
+                                             (uint32_t)used;
     }
 }
 

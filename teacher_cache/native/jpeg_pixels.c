@@ -61,13 +61,20 @@ INLINE void transpose(Row v[BLOCK_SIDE]) {
     }
 }
 
-HOT void jpeg_block(const int16_t coefficients[BLOCK_SIZE], uint8_t *out, ptrdiff_t stride) {
-    Row v[BLOCK_SIDE];
+HOT int jpeg_block(const int16_t coefficients[BLOCK_SIZE], const uint16_t quant[BLOCK_SIZE],
+                   uint8_t *out, ptrdiff_t stride) {
+    Row v[BLOCK_SIDE], sum = {0};
     for (int y = 0; y < BLOCK_SIDE; y++) {
-        Short row;
+        Short row, scale;
         memcpy(&row, coefficients + BLOCK_SIDE * y, sizeof row);
-        v[y] = __builtin_convertvector(row, Row);
+        memcpy(&scale, quant + BLOCK_SIDE * y, sizeof scale);
+        v[y] = __builtin_convertvector(row, Row) * __builtin_convertvector(scale, Row);
+        Row sign = v[y] >> 31;
+        sum += (v[y] ^ sign) - sign;
     }
+    Row wild = sum > LARGEST_COLUMN;
+    for (int x = 0; x < BLOCK_SIDE; x++)
+        if (wild[x]) return 0;
     transform(v, CONSTANT_BITS - PASS_BITS);
     transpose(v);
     transform(v, CONSTANT_BITS + PASS_BITS + 3);
@@ -80,6 +87,7 @@ HOT void jpeg_block(const int16_t coefficients[BLOCK_SIZE], uint8_t *out, ptrdif
         Levels levels = __builtin_convertvector(level, Levels);
         memcpy(out + y * stride, &levels, sizeof levels);
     }
+    return 1;
 }
 
 INLINE uint8_t clipped(int32_t level) {

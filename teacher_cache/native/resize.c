@@ -8,14 +8,11 @@
 
 #include "native.h"
 
-enum { WEIGHT_BITS = 22, HALF = 1 << (WEIGHT_BITS - 1), COLUMNS = 64 };
-
-typedef int32_t Lanes __attribute__((vector_size(32)));
-typedef uint8_t Bytes __attribute__((vector_size(8)));
+enum { WEIGHT_BITS = 22, HALF = 1 << (WEIGHT_BITS - 1), COLUMNS = 64, AT_ONCE = 4 };
 
 /* How each output position of one axis weighs the input positions first .. first + count - 1. */
 typedef struct {
-    int taps; /* weights a position, even, zero past count */
+    int taps; /* weights a position, a multiple of AT_ONCE, zero past count */
     int *first;
     int *count;
     int32_t *weight; /* [size][taps] */
@@ -41,7 +38,7 @@ static int axis_make(Axis *axis, int length, int size, int filter) {
     static const double reach[FILTERS] = {0.5, 1.0, 2.0};
     double scale = (double)length / size, stretch = scale < 1.0 ? 1.0 : scale;
     double support = reach[filter] * stretch, shrink = 1.0 / stretch;
-    axis->taps = (int)ceil(support) * 2 + 2;
+    axis->taps = ((int)ceil(support) * 2 + 1 + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
     axis->first = malloc(sizeof(int) * (size_t)size);
     axis->count = malloc(sizeof(int) * (size_t)size);
     axis->weight = calloc((size_t)size * (size_t)axis->taps, sizeof(int32_t));
@@ -77,23 +74,36 @@ INLINE uint8_t level(int32_t sum) {
     return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
-/* One row, `step` bytes from one output pixel to the next; reads SLACK bytes past the input. */
-HOT static void row_across(const uint8_t *in, uint8_t *out, ptrdiff_t step, int size,
-                           const Axis *axis) {
-    const Bytes spread = {0, 1, 2, 7, 3, 4, 5, 7};
-    for (int x = 0; x < size; x++, out += step) {
-        const uint8_t *pixel = in + CHANNELS * (ptrdiff_t)axis->first[x];
+/* One pixel's weighted sum, rounded: levels in the lower bytes of four lanes. */
+INLINE Ints4 across_at(const uint8_t *pixel, const int32_t *weight, int count) {
+    Ints4 sum = {HALF, HALF, HALF, 0}, other = {0};
+    for (int k = 0; k < count; k += AT_ONCE, pixel += AT_ONCE * CHANNELS) {
+        Bytes16 some;
+        memcpy(&some, pixel, sizeof some);
+        sum += pixel_of(some, 0) * weight[k];
+        other += pixel_of(some, 1) * weight[k + 1];
+        sum += pixel_of(some, 2) * weight[k + 2];
+        other += pixel_of(some, 3) * weight[k + 3];
+    }
+    return (sum + other) >> WEIGHT_BITS;
+}
+
+/* Two rows at once; reads SLACK bytes past both, writes 1 byte past all pixels but the last. */
+HOT static void rows_across(const uint8_t *in, const uint8_t *in2, uint8_t *out, uint8_t *out2,
+                            int size, const Axis *axis, int flip) {
+    for (int at = 0; at < size; at++, out += CHANNELS, out2 += CHANNELS) {
+        int x = flip ? size - 1 - at : at, count = axis->count[x];
+        ptrdiff_t first = CHANNELS * (ptrdiff_t)axis->first[x];
         const int32_t *weight = axis->weight + (ptrdiff_t)x * axis->taps;
-        Lanes sum = {HALF, HALF, HALF, 0, 0, 0, 0, 0};
-        for (int k = 0; k < axis->count[x]; k += 2, pixel += 2 * CHANNELS) {
-            Bytes two;
-            memcpy(&two, pixel, sizeof two);
-            two = __builtin_shuffle(two, spread);
-            int32_t a = weight[k], b = weight[k + 1];
-            Lanes weights = {a, a, a, 0, b, b, b, 0};
-            sum += __builtin_convertvector(two, Lanes) * weights;
+        Bytes16 one = levels_of(across_at(in + first, weight, count));
+        Bytes16 two = levels_of(across_at(in2 + first, weight, count));
+        if (at < size - 1) {
+            memcpy(out, &one, CHANNELS + 1);
+            memcpy(out2, &two, CHANNELS + 1);
+        } else {
+            memcpy(out, &one, CHANNELS);
+            memcpy(out2, &two, CHANNELS);
         }
-        for (int c = 0; c < CHANNELS; c++) out[c] = level(sum[c] + sum[c + 4]);
     }
 }
 
@@ -117,14 +127,13 @@ HOT static void rows_down(const uint8_t *in, ptrdiff_t stride, uint8_t *out, int
 
 static void across(const uint8_t *in, ptrdiff_t stride, int rows, uint8_t *out, ptrdiff_t out_stride,
                    int size, const Axis *axis, int flip, uint8_t *last_row, int width) {
-    ptrdiff_t step = flip ? -CHANNELS : CHANNELS;
-    for (int y = 0; y < rows; y++) {
-        const uint8_t *row = in + y * stride;
-        if (y == rows - 1) { /* the only row behind which there may be nothing to read */
-            memcpy(last_row, row, (size_t)width * CHANNELS);
-            row = last_row;
-        }
-        row_across(row, out + y * out_stride + (flip ? (size - 1) * CHANNELS : 0), step, size, axis);
+    /* the only row behind which there may be nothing to read */
+    memcpy(last_row, in + (rows - 1) * stride, (size_t)width * CHANNELS);
+    for (int y = 0; y < rows; y += 2) {
+        int next = y + 1 < rows ? y + 1 : y; /* an odd last row is made twice */
+        rows_across(y == rows - 1 ? last_row : in + y * stride,
+                    next == rows - 1 ? last_row : in + next * stride, out + y * out_stride,
+                    out + next * out_stride, size, axis, flip);
     }
 }
 
