@@ -10,13 +10,19 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from teacher_cache.arrays import ROWS_PER_CHECK
 from teacher_cache.images import ImageIndex
-from teacher_cache.render import UnreadableImage, decode_image, pixel_crc, render, render_center
+from teacher_cache.render import (
+    Picture,
+    UnreadableImage,
+    decode_image,
+    pixel_crc,
+    render,
+    render_center,
+)
 from teacher_cache.views import View, ViewPolicy, sample_view
 
 
@@ -67,17 +73,24 @@ class ViewRenderer:
         pixels = _black(len(request.views), len(request.rows), self.size)
         checks: dict[tuple[int, int], int] = {}
         unreadable: dict[int, str] = {}
-        for b, row, image in _decoded(self.index, request.rows, unreadable):
-            key = self.index.keys[row]
-            for g, number in enumerate(request.views):
-                view = sample_view(self.policy, seed=self.seed, key=key, view=number)
-                pixels[g, b] = torch.from_numpy(self._render(image, view, self.size))
+        for b, row in enumerate(request.rows.tolist()):
+            views = [self._view(row, number) for number in request.views]
+            picture = _decoded(self.index, row, unreadable, views)
+            if picture is None:
+                continue
+            for g, (number, view) in enumerate(zip(request.views, views, strict=True)):
+                self._render(picture, view, self.size, pixels[g, b].numpy())
                 if row % ROWS_PER_CHECK == number % ROWS_PER_CHECK:
-                    checks[number, row] = pixel_crc(self._render(image, view, self.check_size))
+                    checks[number, row] = pixel_crc(self._render(picture, view, self.check_size))
         return Rendered(request, pixels, checks, unreadable)
 
-    def _render(self, image: Image, view: View, size: int) -> np.ndarray:
-        return render(image, view, size=size, interpolation=self.interpolation)
+    def _view(self, row: int, number: int) -> View:
+        return sample_view(self.policy, seed=self.seed, key=self.index.keys[row], view=number)
+
+    def _render(
+        self, picture: Picture, view: View, size: int, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        return render(picture, view, size=size, interpolation=self.interpolation, out=out)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,14 +106,17 @@ class CenterRenderer:
         """Decode and crop each image."""
         pixels = _black(1, len(request.rows), self.size)
         unreadable: dict[int, str] = {}
-        for b, _, image in _decoded(self.index, request.rows, unreadable):
-            crop = render_center(
-                image,
+        for b, row in enumerate(request.rows.tolist()):
+            picture = _decoded(self.index, row, unreadable)
+            if picture is None:
+                continue
+            render_center(
+                picture,
                 size=self.size,
                 crop_ratio=self.crop_ratio,
                 interpolation=self.interpolation,
+                out=pixels[0, b].numpy(),
             )
-            pixels[0, b] = torch.from_numpy(crop)
         return Rendered(request, pixels, {}, unreadable)
 
 
@@ -140,13 +156,11 @@ def _black(views: int, rows: int, size: int) -> Tensor:
 
 
 def _decoded(
-    index: ImageIndex, rows: np.ndarray, unreadable: dict[int, str]
-) -> Iterator[tuple[int, int, Image]]:
-    """(position, row, image) of every readable row; the others are written into `unreadable`."""
-    for position, row in enumerate(rows.tolist()):
-        try:
-            image = decode_image(index.read(row))
-        except (UnreadableImage, OSError) as error:
-            unreadable[row] = str(error)
-            continue
-        yield position, row, image
+    index: ImageIndex, row: int, unreadable: dict[int, str], views: list[View] | None = None
+) -> Picture | None:
+    """A row's image, or what `views` look at of it; None, and why in `unreadable`, if there is none."""
+    try:
+        return decode_image(index.read(row), views=views)
+    except (UnreadableImage, OSError) as error:
+        unreadable[row] = str(error)
+        return None
