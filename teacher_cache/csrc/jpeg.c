@@ -104,8 +104,7 @@ INLINE int read_dc(Bits *b, const Huffman *table, int *dc) {
     return *dc >= -LARGEST_DC && *dc <= LARGEST_DC;
 }
 
-/* The AC coefficients, into `out` if there is one. Returns 0 for what is odd, else 1 more than the
- * number of coefficients. */
+/* The AC coefficients, into `out`. Returns 0 for what is odd, else 1 more than their number. */
 INLINE int read_ac(Bits *b, const Huffman *table, int16_t *out) {
     int found = 1;
     for (int k = 1; k < BLOCK_SIZE; k++) {
@@ -125,7 +124,7 @@ INLINE int read_ac(Bits *b, const Huffman *table, int16_t *out) {
             if (value == 0) continue; /* sixteen zeros */
         }
         if (k >= BLOCK_SIZE) return 0;
-        if (out) out[jpeg_natural_order[k]] = (int16_t)value;
+        out[jpeg_natural_order[k]] = (int16_t)value;
         found++;
     }
     return found;
@@ -147,8 +146,36 @@ INLINE int read_block(Bits *b, const Jpeg *jpeg, const Component *c, int *dc, ui
     return found;
 }
 
+/* Over the AC coefficients; 0 for what is odd. */
+INLINE int skip_ac(Bits *b, const Huffman *table) {
+    int k = 1;
+    while (k < BLOCK_SIZE) {
+        uint32_t leap = table->leap[b->bits >> (64 - LEAP_BITS)];
+        refill(b);
+        int behind = k + (int)(leap >> 8 & 255);
+        if (leap && behind < BLOCK_SIZE) { /* so the block does not end within, but with END */
+            consume(b, leap & 255);
+            if (leap & END) return 1;
+            k = behind;
+            continue;
+        }
+        uint32_t quick = table->quick[b->bits >> (64 - LOOK_BITS)];
+        if (quick >> 16) {
+            consume(b, quick & 255);
+            k += (quick >> 8 & 255) + 1;
+            continue;
+        }
+        int symbol = symbol_of(b, table, quick);
+        if (symbol < 0) return 0;
+        if ((symbol & 15) == 0 && symbol != 0xF0) return 1;
+        k += (symbol >> 4) + 1;
+        value_of(b, symbol & 15);
+    }
+    return k == BLOCK_SIZE;
+}
+
 INLINE int skip_block(Bits *b, const Jpeg *jpeg, const Component *c, int *dc) {
-    return read_dc(b, &jpeg->dc[c->dc], dc) && read_ac(b, &jpeg->ac[c->ac], NULL);
+    return read_dc(b, &jpeg->dc[c->dc], dc) && skip_ac(b, &jpeg->ac[c->ac]);
 }
 
 /* To the segment behind the next restart marker, which must be number `number`. */

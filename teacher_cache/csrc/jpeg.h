@@ -5,11 +5,13 @@
 
 #include "native.h"
 
-enum { LOOK_BITS = 12, BLOCK_SIDE = 8, BLOCK_SIZE = 64, COMPONENTS = 3 };
+enum { LOOK_BITS = 12, LEAP_BITS = 10, BLOCK_SIDE = 8, BLOCK_SIZE = 64, COMPONENTS = 3 };
 
 /* Sum of a column's dequantised coefficients, in magnitude: beyond it libjpeg-turbo's 16-bit sums
  * might saturate. No photograph comes near. */
 enum { LARGEST_COLUMN = 5700 };
+
+enum { END = 1 << 16 };
 
 /* A Huffman table. `quick`, by the next LOOK_BITS bits, is 0 where the code is longer than that, and
  * else value << 16 | run << 8 | bits: a whole coefficient, code and value. The value 0 stands for
@@ -20,6 +22,9 @@ typedef struct {
     int32_t last_code[18]; /* by length: one past the last code, left-aligned to 16 bits */
     int32_t offset[17];    /* by length: index of a symbol minus its code */
     uint32_t quick[1 << LOOK_BITS];
+    /* of AC, by the next LEAP_BITS bits: all coefficients that fit, as places << 8 | bits, END added
+     * where the block ends with them; 0 if none fits */
+    uint32_t leap[1 << LEAP_BITS];
 } Huffman;
 
 typedef struct {

@@ -34,6 +34,23 @@ static void make_quick(Huffman *table, int code, int length, int symbol, int is_
     }
 }
 
+static void make_leaps(Huffman *table) {
+    for (uint32_t next = 0; next < 1 << LEAP_BITS; next++) {
+        uint32_t bits = 0, places = 0, end = 0;
+        while (!end) {
+            uint32_t rest = (next << bits) & ((1 << LEAP_BITS) - 1);
+            uint32_t quick = table->quick[rest << (LOOK_BITS - LEAP_BITS)], used = quick & 255;
+            uint32_t middle = quick >> 8 & 255, is_value = quick >> 16;
+            if (!quick || bits + used > LEAP_BITS) break;
+            if (!is_value && (middle & 15)) break; /* its value does not fit */
+            bits += used;
+            if (is_value || middle == 0xF0) places += is_value ? middle + 1 : 16;
+            else end = END;
+        }
+        table->leap[next] = end | places << 8 | bits;
+    }
+}
+
 static int make_table(Huffman *table, const uint8_t counts[16], const uint8_t *symbols, int is_dc) {
     int code = 0, next = 0;
     memset(table, 0, sizeof *table);
@@ -48,6 +65,7 @@ static int make_table(Huffman *table, const uint8_t counts[16], const uint8_t *s
         table->last_code[length] = code << (16 - length);
     }
     table->last_code[17] = INT32_MAX;
+    if (!is_dc) make_leaps(table);
     table->defined = 1;
     return 1;
 }

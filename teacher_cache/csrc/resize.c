@@ -8,7 +8,7 @@
 
 #include "native.h"
 
-enum { WEIGHT_BITS = 22, HALF = 1 << (WEIGHT_BITS - 1), COLUMNS = 64, AT_ONCE = 4 };
+enum { WEIGHT_BITS = 22, HALF = 1 << (WEIGHT_BITS - 1), COLUMNS = 64, AT_ONCE = 2 };
 
 /* How each output position of one axis weighs the input positions first .. first + count - 1. */
 typedef struct {
@@ -82,8 +82,6 @@ INLINE Ints4 across_at(const uint8_t *pixel, const int32_t *weight, int count) {
         memcpy(&some, pixel, sizeof some);
         sum += pixel_of(some, 0) * weight[k];
         other += pixel_of(some, 1) * weight[k + 1];
-        sum += pixel_of(some, 2) * weight[k + 2];
-        other += pixel_of(some, 3) * weight[k + 3];
     }
     return (sum + other) >> WEIGHT_BITS;
 }
