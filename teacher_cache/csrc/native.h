@@ -9,10 +9,15 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(RETORT_PLAIN)
+#include <immintrin.h>
+#endif
 
-/* Hot functions are compiled twice where the loader can choose by processor: plain and AVX2. */
+/* Hot functions are compiled twice where the loader can choose by processor: plain and AVX2. The two
+ * hottest are written twice. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(RETORT_PLAIN)
 #define HOT __attribute__((target_clones("avx2", "default")))
+#define AVX2 __attribute__((target("avx2")))
 #else
 #define HOT
 #endif
