@@ -20,7 +20,7 @@ from teacher_cache.noise import noise_pixels
 from teacher_cache.ops import apply_op
 from teacher_cache.peers import timm_pipeline, torchvision_pipeline
 from teacher_cache.proof import proved_engine
-from teacher_cache.render import decode_image, render
+from teacher_cache.render import Picture, decode_image, render
 from teacher_cache.resize import resize_crop
 from teacher_cache.views import View, ViewPolicy, sample_view
 
@@ -52,41 +52,46 @@ class Sample:
             pipeline(data)
 
 
-def stages(sample: Sample) -> dict[str, Callable[[], object]]:
-    """Each stage of `Sample.render` alone, on what the stages before it gave for some views."""
-    engine, views = proved_engine(), [view for _ in range(4) for view in sample.views()]
-    encoded = sample.encoded * 4
-    pictures = [decode_image(data, views=[v]) for data, v in zip(encoded, views, strict=True)]
-    squares = [render(p, v, size=SIZE) for p, v in zip(pictures, views, strict=True)]
+class Stages:
+    """Each stage of `Sample.render` alone, on what the stages before it gave for four views."""
 
-    def decode() -> None:
-        for data, view in zip(encoded, views, strict=True):
-            decode_image(data, views=[view])
+    def __init__(self, sample: Sample) -> None:
+        self.sample, self.engine = sample, proved_engine()
+        self.encoded = sample.encoded * 4
+        self.views = [view for _ in range(4) for view in sample.views()]
+        self.pictures = [self.picture(data, view) for data, view in self.pairs(self.encoded)]
+        self.squares = [render(p, view, size=SIZE) for p, view in self.pairs(self.pictures)]
 
-    def resize() -> None:
-        for picture, view, out in zip(pictures, views, squares, strict=True):
-            box = picture.box_of(view)
-            resize_crop(
-                picture.pixels, box, out, interpolation="bicubic", flip=view.flip, engine=engine
-            )
+    def pairs(self, things: list) -> list:
+        return list(zip(things, self.views, strict=True))
 
-    def ops() -> None:
-        for view, out in zip(views, squares, strict=True):
+    def picture(self, data: bytes, view: View) -> Picture:
+        return decode_image(data, views=[view])
+
+    def sampling(self) -> None:
+        for _ in range(4):
+            self.sample.views()
+
+    def decode(self) -> None:
+        for data, view in self.pairs(self.encoded):
+            self.picture(data, view)
+
+    def resize(self) -> None:
+        for (picture, view), out in zip(self.pairs(self.pictures), self.squares, strict=True):
+            box, how = picture.box_of(view), {"interpolation": "bicubic", "flip": view.flip}
+            resize_crop(picture.pixels, box, out, engine=self.engine, **how)
+
+    def ops(self) -> None:
+        for out, view in self.pairs(self.squares):
             for op in view.ops:
-                apply_op(out, op, engine=engine)
+                apply_op(out, op, engine=self.engine)
 
-    def erase() -> None:
-        for view, out in zip(views, squares, strict=True):
+    def erase(self) -> None:
+        for out, view in self.pairs(self.squares):
             if view.erase is not None:
                 left, top, right, bottom = erase_box(view.erase, SIZE)
                 noise = noise_pixels(view.noise_key, bottom - top, right - left)
                 out[top:bottom, left:right] = noise
-
-    def sampling() -> None:
-        for _ in range(4):
-            sample.views()
-
-    return {"sample": sampling, "decode": decode, "resize": resize, "ops": ops, "erase": erase}
 
 
 def main() -> None:
@@ -106,10 +111,14 @@ def main() -> None:
     *_, ours = seconds
     print(f"pixels: {IMAGES} real JPEGs to {SIZE} px, one core")
     for name, value in seconds.items():
-        print(f"  {name:18} {IMAGES / value:7.0f} images/s  {1000 * value / IMAGES:6.3f} ms an image")
+        print(
+            f"  {name:18} {IMAGES / value:7.0f} images/s  {1000 * value / IMAGES:6.3f} ms an image"
+        )
     print(f"  ratio_to_timm {seconds['timm'] / seconds[ours]:.2f}")
     print(f"  ratio_to_torchvision {seconds['torchvision'] / seconds[ours]:.2f}")
-    parts = interleaved(stages(sample), repeats=REPEATS)
+    alone = Stages(sample)
+    names = ("sampling", "decode", "resize", "ops", "erase")
+    parts = interleaved({name: getattr(alone, name) for name in names}, repeats=REPEATS)
     for name, value in parts.items():
         print(f"  {name:18} {1e6 * value / IMAGES / 4:7.1f} us an image")
 

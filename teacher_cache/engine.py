@@ -1,8 +1,8 @@
 """Which parts of making pixels the compiled code does; Pillow does the others, to the same pixels.
 
-`teacher_cache._native` (csrc/, C) is optional and computes what Pillow computes, bit for bit, several
-times as fast. It is never trusted: `teacher_cache.proof` compares each part of it with the installed
-Pillow before the first picture, and what differs is left to Pillow.
+`teacher_cache._native` (csrc/, C) is optional and computes what Pillow computes, bit for bit,
+several times as fast. It is never trusted: `teacher_cache.proof` compares each part of it with the
+installed Pillow before the first picture, and what differs is left to Pillow.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 try:
     from teacher_cache import _native as native
 except ImportError:  # no compiler when the package was installed
-    native = None
+    native = None  # type: ignore[assignment]
 
 __all__ = ["COMPILED", "PILLOW", "Engine", "native"]
 

@@ -158,7 +158,7 @@ def _black(views: int, rows: int, size: int) -> Tensor:
 def _decoded(
     index: ImageIndex, row: int, unreadable: dict[int, str], views: list[View] | None = None
 ) -> Picture | None:
-    """A row's image, or what `views` look at of it; None, and why in `unreadable`, if there is none."""
+    """A row's image, or what `views` look at of it; None, and why in `unreadable`, without one."""
     try:
         return decode_image(index.read(row), views=views)
     except (UnreadableImage, OSError) as error:

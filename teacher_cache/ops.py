@@ -1,9 +1,9 @@
 """RandAugment's pixel operations, as timm.data.auto_augment defines them.
 
-Every one is pixel for pixel what timm computes with Pillow, `img_mean` = ImageNet's mean and bilinear
-resampling. timm draws bilinear or bicubic at random where no interpolation is set; here affine
-operations are always bilinear: one filter is one decision less in a view, it costs half of bicubic,
-it never overshoots, and every engine has it with the same meaning.
+Every one is pixel for pixel what timm computes with Pillow, `img_mean` = ImageNet's mean and
+bilinear resampling. timm draws bilinear or bicubic at random where no interpolation is set; here
+affine operations are always bilinear: one filter is one decision less in a view, it costs half of
+bicubic, it never overshoots, and every engine has it with the same meaning.
 
 An operation of a view becomes one step with its argument in numbers; the compiled engine and Pillow
 both know every step. Levels come in Q16 on timm's scale of 0 to 10. Arguments are computed with the
@@ -12,7 +12,7 @@ same double-precision products as timm's, so that truncation to whole numbers fa
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,16 @@ FILL = (124, 116, 104)
 """Colour of what an affine operation uncovers: round(255 * ImageNet's mean), timm's `img_mean`."""
 
 Pixels = npt.NDArray[np.uint8]
-_Matrix = tuple[float, float, float, float, float, float]
 
 
 class Step(NamedTuple):
     """What is done to pixels."""
 
     name: str
-    argument: float | _Matrix | None
-    """`affine`: the map (a, b, c, d, e, f) from output to input coordinates, in pixels; `posterize`:
-    bits; `solarize`: threshold; `solarize_add`: levels; the enhancements: Pillow's factor."""
+    argument: Any
+    """`affine`: the map (a, b, c, d, e, f) from output to input coordinates, in pixels;
+    `posterize`: bits; `solarize`: threshold; `solarize_add`: levels; the enhancements: Pillow's
+    factor."""
 
 
 def apply_op(pixels: Pixels, op: Op, *, engine: Engine) -> None:

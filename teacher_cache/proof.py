@@ -47,7 +47,7 @@ _RESIZES = (
 
 @cache
 def proved_engine() -> Engine:
-    """The compiled engine, less what differs from Pillow here; all Pillow with RETORT_PIXELS=pillow."""
+    """The compiled engine, less what differs from Pillow here; RETORT_PIXELS=pillow: none of it."""
     if native is None or os.environ.get("RETORT_PIXELS") == "pillow":
         return PILLOW
     picture = _picture()
@@ -66,7 +66,8 @@ def _picture() -> Pixels:
     """Gradients, edges and noise [64, 96, 3], from whole numbers alone."""
     y, x, c = np.mgrid[0:64, 0:96, 0:3].astype(np.uint32)
     noise = ((x * 2654435761 + y * 40503 + c * 69069) >> 7) % 61
-    return np.clip(2 * x + y + 40 * c + noise * (x > 50), 0, 255).astype(np.uint8)
+    levels: Pixels = np.clip(2 * x + y + 40 * c + noise * (x > 50), 0, 255).astype(np.uint8)
+    return levels
 
 
 def _same_jpeg(picture: Pixels) -> bool:

@@ -128,9 +128,9 @@ def render_center(
 ) -> Pixels:
     """Evaluate's pixels: shorter side to floor(size / crop_ratio), then the centre square.
 
-    The pixels of timm's `transforms_imagenet_eval` (torchvision's Resize and CenterCrop), by Pillow.
-    Of an image more than 8 times as long as wide only the square is computed, to the same within
-    rounding: resizing all of 20,000 x 1 pixels would need gigabytes.
+    By Pillow, the pixels of timm's `transforms_imagenet_eval` (torchvision's Resize and
+    CenterCrop). Of an image more than 8 times as long as wide only the square is computed, to the
+    same within rounding: resizing all of 20,000 x 1 pixels would need gigabytes.
 
     Args:
         picture: as `decode_image` gives it without `views`.
@@ -156,11 +156,12 @@ def render_center(
     left, top = round((width - size) / 2), round((height - size) / 2)  # half to even, as timm's
     corners = (left, top, left + size, top + size)
     if max(image.size) <= 8 * least:
-        pixels[...] = image.resize((width, height), resample).crop(corners)
+        square = image.resize((width, height), resample).crop(corners)
     else:
         x, y = image.width / width, image.height / height
         box = (left * x, top * y, corners[2] * x, corners[3] * y)
-        pixels[...] = image.resize((size, size), resample, box=box)
+        square = image.resize((size, size), resample, box=box)
+    pixels[...] = np.asarray(square)
     return pixels
 
 

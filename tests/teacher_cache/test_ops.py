@@ -12,7 +12,6 @@ from teacher_cache.ops import FILL, apply_op
 from teacher_cache.proof import proved_engine
 from teacher_cache.views import RAND_AUGMENT_INCREASING_OPS, RAND_AUGMENT_OPS, Op
 
-
 ENGINES = {"compiled": proved_engine(), "pillow": PILLOW}
 
 
