@@ -173,16 +173,22 @@ HOT static void rows_down(const uint8_t *in, ptrdiff_t stride, uint8_t *out, int
     }
 }
 
+/* `spare` has room for whatever rows lie so near the end that SLACK bytes behind them may be none of
+ * ours: the last, or of a narrow image all. */
 static void across(const uint8_t *in, ptrdiff_t stride, int rows, uint8_t *out, ptrdiff_t out_stride,
-                   int size, const Axis *axis, int flip, uint8_t *last_row, int width) {
-    /* the only row behind which there may be nothing to read */
-    memcpy(last_row, in + (rows - 1) * stride, (size_t)width * CHANNELS);
+                   int size, const Axis *axis, int flip, uint8_t *spare, int width) {
+    size_t bytes = (size_t)width * CHANNELS;
     RowsAcross *two_rows = rows_across_here();
+    if (stride < SLACK) {
+        for (int y = 0; y < rows; y++) memcpy(spare + (size_t)y * bytes, in + y * stride, bytes);
+        in = spare;
+        stride = (ptrdiff_t)bytes;
+    } else memcpy(spare, in + (rows - 1) * stride, bytes);
+    const uint8_t *last = in == spare ? in + (rows - 1) * stride : spare;
     for (int y = 0; y < rows; y += 2) {
         int next = y + 1 < rows ? y + 1 : y; /* an odd last row is made twice */
-        two_rows(y == rows - 1 ? last_row : in + y * stride,
-                 next == rows - 1 ? last_row : in + next * stride, out + y * out_stride,
-                 out + next * out_stride, size, axis, flip);
+        two_rows(y == rows - 1 ? last : in + y * stride, next == rows - 1 ? last : in + next * stride,
+                 out + y * out_stride, out + next * out_stride, size, axis, flip);
     }
 }
 
@@ -214,19 +220,20 @@ int resize_crop(const uint8_t *image, int width, Box crop, uint8_t *out, int siz
     Axis x = {0}, y = {0};
     size_t rows = (size_t)(vertical_first ? size : h), cells = (size_t)(vertical_first ? w : size);
     uint8_t *between = malloc(rows * cells * CHANNELS + SLACK);
-    uint8_t *last_row = calloc((size_t)w * CHANNELS + SLACK, 1);
-    if (!between || !last_row) goto end;
+    size_t kept = stride < SLACK || w * CHANNELS < SLACK ? (size_t)(h > size ? h : size) : 1;
+    uint8_t *spare = calloc(kept * (size_t)w * CHANNELS + SLACK, 1);
+    if (!between || !spare) goto end;
     if (axis_make(&x, w, size, filter) < 0) goto end;
     if (axis_make(&y, h, size, filter) < 0) goto end_x;
     if (vertical_first) { /* then h is not size */
         ptrdiff_t half = (ptrdiff_t)w * CHANNELS;
         down(in, stride, w * CHANNELS, between, size, &y);
         if (w == size) copied(between, half, size, w, out, flip);
-        else across(between, half, size, out, wide, size, &x, flip, last_row, w);
+        else across(between, half, size, out, wide, size, &x, flip, spare, w);
     } else {
         uint8_t *target = h == size ? out : between;
         if (w == size) copied(in, stride, h, w, target, flip);
-        else across(in, stride, h, target, wide, size, &x, flip, last_row, w);
+        else across(in, stride, h, target, wide, size, &x, flip, spare, w);
         if (h != size) down(between, wide, wide, out, size, &y);
     }
     result = 0;
@@ -235,6 +242,6 @@ end_x:
     axis_free(&x);
 end:
     free(between);
-    free(last_row);
+    free(spare);
     return result;
 }
