@@ -1,59 +1,126 @@
-"""One core, encoded JPEG -> augmented uint8 pixels at 224 px: Retort's views against timm's.
+"""One core, encoded JPEG -> augmented uint8 pixels at 224 px: Retort's views against the peers'.
 
-The peer is timm's own training transform (RandomResizedCrop, flip, rand-m9-mstd0.5, random
-erasing) on the same images, to uint8.
+The peers are timm's own training transform and torchvision's v2 transforms on the same images with
+the same augmentations (teacher_cache/peers.py says how they are set). Without the compiled engine
+Pillow makes the same pixels: a third line. Contestants take turns; medians.
 """
 
-import io
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from timm.data import auto_augment, create_transform
+import torch
 
-from benchmarks.machine import describe, interleaved, print_ratios
+from benchmarks.machine import describe, interleaved
+from teacher_cache.engine import PILLOW, Engine
+from teacher_cache.geometry import erase_box
 from teacher_cache.images import index_images
-from teacher_cache.render import decode_image, render
-from teacher_cache.views import ViewPolicy, sample_view
+from teacher_cache.noise import noise_pixels
+from teacher_cache.ops import apply_op
+from teacher_cache.peers import timm_pipeline, torchvision_pipeline
+from teacher_cache.proof import proved_engine
+from teacher_cache.render import Picture, decode_image, render
+from teacher_cache.resize import resize_crop
+from teacher_cache.views import View, ViewPolicy, sample_view
 
-IMAGES = 60
+IMAGES, SIZE, REPEATS = 60, 224, 15
+
+
+class Sample:
+    """Encoded images, and the views of them that come next."""
+
+    def __init__(self) -> None:
+        index = index_images(Path(os.environ["RETORT_DATA"]) / "imagenet-sample")
+        self.keys = index.keys[:IMAGES]
+        self.encoded = [index.read(row) for row in range(IMAGES)]
+        self.policy, self.numbers = ViewPolicy(), iter(range(10**9))
+
+    def views(self) -> list[View]:
+        number = next(self.numbers)
+        return [sample_view(self.policy, seed=0, key=key, view=number) for key in self.keys]
+
+    def render(self, engine: Engine) -> None:
+        for data, view in zip(self.encoded, self.views(), strict=True):
+            render(decode_image(data, views=[view], engine=engine), view, size=SIZE, engine=engine)
+
+    def through(self, pipeline: Callable[[bytes], object]) -> None:
+        number = next(self.numbers)
+        random.seed(number)
+        torch.manual_seed(number)
+        for data in self.encoded:
+            pipeline(data)
+
+
+class Stages:
+    """Each stage of `Sample.render` alone, on what the stages before it gave for four views."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample, self.engine = sample, proved_engine()
+        self.encoded = sample.encoded * 4
+        self.views = [view for _ in range(4) for view in sample.views()]
+        self.pictures = [self.picture(data, view) for data, view in self.pairs(self.encoded)]
+        self.squares = [render(p, view, size=SIZE) for p, view in self.pairs(self.pictures)]
+
+    def pairs(self, things: list) -> list:
+        return list(zip(things, self.views, strict=True))
+
+    def picture(self, data: bytes, view: View) -> Picture:
+        return decode_image(data, views=[view])
+
+    def sampling(self) -> None:
+        for _ in range(4):
+            self.sample.views()
+
+    def decode(self) -> None:
+        for data, view in self.pairs(self.encoded):
+            self.picture(data, view)
+
+    def resize(self) -> None:
+        for (picture, view), out in zip(self.pairs(self.pictures), self.squares, strict=True):
+            box, how = picture.box_of(view), {"interpolation": "bicubic", "flip": view.flip}
+            resize_crop(picture.pixels, box, out, engine=self.engine, **how)
+
+    def ops(self) -> None:
+        for out, view in self.pairs(self.squares):
+            for op in view.ops:
+                apply_op(out, op, engine=self.engine)
+
+    def erase(self) -> None:
+        for out, view in self.pairs(self.squares):
+            if view.erase is not None:
+                left, top, right, bottom = erase_box(view.erase, SIZE)
+                noise = noise_pixels(view.noise_key, bottom - top, right - left)
+                out[top:bottom, left:right] = noise
 
 
 def main() -> None:
-    # Pillow 13 refuses the 0 bits that timm's posterize may ask for
-    auto_augment.LEVEL_TO_ARG["Posterize"] = lambda level, hparams: (
-        max(1, auto_augment._posterize_level_to_arg(level, hparams)[0]),
+    torch.set_num_threads(1)
+    sample = Sample()
+    timms, torchvisions = timm_pipeline(SIZE), torchvision_pipeline(SIZE)
+    engine = proved_engine()
+    seconds = interleaved(
+        {
+            "timm": lambda: sample.through(timms),
+            "torchvision": lambda: sample.through(torchvisions),
+            "retort, pillow": lambda: sample.render(PILLOW),
+            f"retort, {engine}": lambda: sample.render(engine),
+        },
+        repeats=REPEATS,
     )
-    index = index_images(Path(os.environ["RETORT_DATA"]) / "imagenet-sample")
-    encoded = [index.read(row) for row in range(IMAGES)]
-    policy, view = ViewPolicy(), iter(range(10**9))
-    timms = create_transform(
-        224, is_training=True, auto_augment="rand-m9-mstd0.5", interpolation="bicubic",
-        re_prob=0.2, re_mode="pixel", use_prefetcher=True,
-    )  # fmt: skip
-
-    def ours() -> None:
-        number = next(view)
-        for row, data in enumerate(encoded):
-            chosen = sample_view(policy, seed=0, key=index.keys[row], view=number)
-            render(decode_image(data), chosen, size=224)
-
-    def theirs() -> None:
-        random.seed(next(view))
-        for data in encoded:
-            np.asarray(timms(Image.open(io.BytesIO(data)).convert("RGB")))
-
-    def decoding() -> None:
-        for data in encoded:
-            decode_image(data)
-
-    print(f"pixels: {IMAGES} real JPEGs to 224 px, one core")
-    print_ratios(
-        interleaved({"timm": theirs, "retort": ours, "decoding alone": decoding}, repeats=9),
-        to="timm",
-    )
+    *_, ours = seconds
+    print(f"pixels: {IMAGES} real JPEGs to {SIZE} px, one core")
+    for name, value in seconds.items():
+        print(
+            f"  {name:18} {IMAGES / value:7.0f} images/s  {1000 * value / IMAGES:6.3f} ms an image"
+        )
+    print(f"  ratio_to_timm {seconds['timm'] / seconds[ours]:.2f}")
+    print(f"  ratio_to_torchvision {seconds['torchvision'] / seconds[ours]:.2f}")
+    alone = Stages(sample)
+    names = ("sampling", "decode", "resize", "ops", "erase")
+    parts = interleaved({name: getattr(alone, name) for name in names}, repeats=REPEATS)
+    for name, value in parts.items():
+        print(f"  {name:18} {1e6 * value / IMAGES / 4:7.1f} us an image")
 
 
 if __name__ == "__main__":

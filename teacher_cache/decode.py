@@ -1,4 +1,4 @@
-"""Encoded bytes -> RGB image, as ImageNet pipelines read it: pixels as stored.
+"""Encoded bytes -> RGB pixels, as ImageNet pipelines read them: as stored.
 
 EXIF orientation is not applied, colour profiles are ignored, alpha is dropped. Whatever is wrong
 with the bytes ends in one exception, `UnreadableImage`, and no warning escapes: Pillow's readers
@@ -7,10 +7,14 @@ not safe among threads.
 """
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from threading import Lock
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -22,6 +26,10 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
+
+from teacher_cache.engine import Engine, native
+from teacher_cache.geometry import PixelBox, crop_box
+from teacher_cache.views import View
 
 PIXEL_LIMIT = 178_956_970
 """Most pixels an image may have: Pillow's own error limit (2 * (2^30 // 12)), whatever is set."""
@@ -55,24 +63,89 @@ class UnreadableImage(ValueError):
     """The bytes hold no image that can be decoded; the message says why in plain words."""
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Decode a whole image to mode RGB.
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A decoded image, or the part of it that certain views look at."""
 
-    JPEG, PNG, WebP, TIFF, GIF (first frame), BMP and PPM; 1-bit, gray, palette, RGB and CMYK, with
-    or without alpha, which is dropped. Of 16 bits a channel the upper 8 are kept.
+    pixels: npt.NDArray[np.uint8]
+    """[h, w, 3] red, green, blue, C-contiguous: the part that was decoded."""
+    width: int
+    """Of the whole image."""
+    height: int
+    left: int = 0
+    """Where the part's corner lies in the image."""
+    top: int = 0
 
-    Raises:
-        UnreadableImage: empty, of another format, truncated or damaged, of more than `PIXEL_LIMIT`
-            pixels, or of a pixel format without a fixed range (32-bit integers and floats).
+    @classmethod
+    def of(cls, pixels: npt.NDArray[np.uint8]) -> Self:
+        """A whole image from its pixels [H, W, 3]."""
+        return cls(pixels, width=pixels.shape[1], height=pixels.shape[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the whole image, as Pillow has it."""
+        return self.width, self.height
+
+    def box_of(self, view: View) -> PixelBox:
+        """The view's crop in the coordinates of `pixels`.
+
+        Raises:
+            ValueError: the picture was decoded for other views, and this crop is not in it.
+        """
+        left, top, right, bottom = crop_box(view.crops, self.width, self.height)
+        box = (left - self.left, top - self.top, right - self.left, bottom - self.top)
+        height, width = self.pixels.shape[:2]
+        if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
+            raise ValueError(
+                f"the picture holds {width} x {height} pixels from ({self.left}, {self.top}), the "
+                f"view's crop is {(left, top, right, bottom)}: decode with `views` that include it"
+            )
+        return box
+
+
+def decode_with(engine: Engine, data: bytes, views: Sequence[View] | None = None) -> Picture:
+    """Decode to RGB; of a plain JPEG, given `views`, only the part that they look at.
+
+    See `teacher_cache.render.decode_image`.
     """
+    if engine.jpeg and native is not None and data.startswith(b"\xff\xd8\xff"):
+        picture = _plain_jpeg(data, views)
+        if picture is not None:
+            return picture
     try:
-        return _to_rgb(_load(data))
+        return Picture.of(np.array(_to_rgb(_load(data))))
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:
         # Pillow's readers raise almost anything (SyntaxError, IndexError, struct.error, ...) when
         # the bytes are damaged.
         raise UnreadableImage(f"{len(data):,} bytes, damaged or truncated: {error}") from error
+
+
+def _plain_jpeg(data: bytes, views: Sequence[View] | None) -> Picture | None:
+    """A baseline JPEG by the compiled decoder, or None for Pillow to read it, or to say why not.
+
+    Pillow refuses a JPEG whose data end too early, wherever that is; with an end marker behind them
+    it never does. So a file without one is Pillow's.
+    """
+    size = native.jpeg_size(data)
+    if size is None or size[0] * size[1] > PIXEL_LIMIT or not _ends(data):
+        return None
+    width, height = size
+    left, top, right, bottom = 0, 0, width, height
+    if views:
+        boxes = [crop_box(view.crops, width, height) for view in views]
+        left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+        right, bottom = max(box[2] for box in boxes), max(box[3] for box in boxes)
+    pixels = np.empty((bottom - top, right - left, 3), np.uint8)
+    if not native.jpeg_decode(data, pixels, left, top):
+        return None
+    return Picture(pixels, width, height, left, top)
+
+
+def _ends(data: bytes) -> bool:
+    """Whether an end marker is the last thing, zeros aside."""
+    return data.endswith(b"\xff\xd9") or data.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def _load(data: bytes) -> ImageFile.ImageFile:

@@ -23,7 +23,7 @@ Pipeline = Callable[[bytes], np.ndarray]
 
 
 def timm_pipeline(size: int) -> Pipeline:
-    """The training transform of timm with `rand-m9-mstd0.5`, as its prefetching loader takes it.
+    """Return timm's own training transform, `rand-m9-mstd0.5`, as its prefetching loader has it.
 
     Any format that Pillow opens. The affine operations are bilinear, as a view's are; timm's own
     choice here is bicubic, which takes twice as long.
@@ -41,13 +41,13 @@ def timm_pipeline(size: int) -> Pipeline:
 
 
 def _posterize(image: Image.Image, bits: int, **arguments: object) -> Image.Image:
-    """timm's, with at least 1 bit: timm asks for 0 at times, an error since Pillow 13."""
+    """Call timm's with at least 1 bit: timm asks for 0 at times, an error since Pillow 13."""
     posterized: Image.Image = auto_augment.posterize(image, max(1, bits), **arguments)
     return posterized
 
 
 def torchvision_pipeline(size: int) -> Pipeline:
-    """The v2 transforms of torchvision on uint8 tensors; JPEGs only.
+    """Return torchvision's v2 transforms on uint8 tensors; JPEGs only.
 
     Its RandAugment applies every operation it draws, so one of one operation stands, twice, behind
     a coin. Erasing fills with black, the cheapest there is.

@@ -5,17 +5,23 @@ Nothing here imports torch, so that a worker which starts as a fresh process sta
 G views, B rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from PIL.Image import Image
 
 from teacher_cache.images import ImageIndex
 from teacher_cache.layout import ROWS_PER_CHECK
-from teacher_cache.render import UnreadableImage, decode_image, pixel_crc, render, render_center
-from teacher_cache.views import ViewPolicy, sample_view
+from teacher_cache.render import (
+    Picture,
+    UnreadableImage,
+    decode_image,
+    pixel_crc,
+    render,
+    render_center,
+)
+from teacher_cache.views import View, ViewPolicy, sample_view
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,24 +78,32 @@ class ViewRenderer:
     def render_into(self, request: Request, pixels_GBHWC: np.ndarray) -> Marks:
         """Decode each image once, render it under every view, sum the checked ones."""
         marks = Marks({}, {})
-        for b, row, image in _decoded(self.index, request.rows, pixels_GBHWC, marks.unreadable):
-            key = self.index.keys[row]
-            for g, number in enumerate(request.views):
-                view = sample_view(self.policy, seed=self.seed, key=key, view=number)
-                pixels = render(image, view, size=self.size, interpolation=self.interpolation)
-                pixels_GBHWC[g, b] = pixels
+        for b, row in enumerate(request.rows.tolist()):
+            views = [self._view(row, number) for number in request.views]
+            picture = _decoded(self.index, row, marks.unreadable, views)
+            if picture is None:
+                pixels_GBHWC[:, b] = 0
+                continue
+            for g, (number, view) in enumerate(zip(request.views, views, strict=True)):
+                pixels = self._render(picture, view, self.size, pixels_GBHWC[g, b])
                 if row % ROWS_PER_CHECK != number % ROWS_PER_CHECK:
                     continue
                 if self.check_size != self.size:
-                    pixels = render(
-                        image, view, size=self.check_size, interpolation=self.interpolation
-                    )
+                    pixels = self._render(picture, view, self.check_size)
                 marks.checks[number, row] = pixel_crc(pixels)
         return marks
 
     def name_of(self, row: int) -> str:
         """The image's path."""
         return str(self.index.root / self.index.keys[row])
+
+    def _view(self, row: int, number: int) -> View:
+        return sample_view(self.policy, seed=self.seed, key=self.index.keys[row], view=number)
+
+    def _render(
+        self, picture: Picture, view: View, size: int, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        return render(picture, view, size=size, interpolation=self.interpolation, out=out)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,12 +122,17 @@ class CenterRenderer:
     def render_into(self, request: Request, pixels_GBHWC: np.ndarray) -> Marks:
         """Decode and crop each image."""
         marks = Marks({}, {})
-        for b, _, image in _decoded(self.index, request.rows, pixels_GBHWC, marks.unreadable):
-            pixels_GBHWC[0, b] = render_center(
-                image,
+        for b, row in enumerate(request.rows.tolist()):
+            picture = _decoded(self.index, row, marks.unreadable)
+            if picture is None:
+                pixels_GBHWC[:, b] = 0
+                continue
+            render_center(
+                picture,
                 size=self.size,
                 crop_ratio=self.crop_ratio,
                 interpolation=self.interpolation,
+                out=pixels_GBHWC[0, b],
             )
         return marks
 
@@ -123,14 +142,11 @@ class CenterRenderer:
 
 
 def _decoded(
-    index: ImageIndex, rows: np.ndarray, pixels_GBHWC: np.ndarray, unreadable: dict[int, str]
-) -> Iterator[tuple[int, int, Image]]:
-    """(position, row, image) of every readable row; the others are blackened and named."""
-    for position, row in enumerate(rows.tolist()):
-        try:
-            image = decode_image(index.read(row))
-        except (UnreadableImage, OSError) as error:
-            pixels_GBHWC[:, position] = 0
-            unreadable[row] = str(error)
-            continue
-        yield position, row, image
+    index: ImageIndex, row: int, unreadable: dict[int, str], views: Sequence[View] | None = None
+) -> Picture | None:
+    """A row's image, or as much of it as its views look at; None, with the reason kept, if not."""
+    try:
+        return decode_image(index.read(row), views=views)
+    except (UnreadableImage, OSError) as error:
+        unreadable[row] = str(error)
+        return None

@@ -6,9 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from PIL.Image import Image
-
-from teacher_cache.render import decode_image, render
+from teacher_cache.render import Picture, decode_image, render
 from teacher_cache.renderers import ViewRenderer
 from teacher_cache.views import View, sample_view
 
@@ -47,25 +45,25 @@ def _staged(renderer: ViewRenderer, number: int) -> dict[str, float]:
         at = [clock()]
         data = renderer.index.read(row)
         at.append(clock())
-        image = decode_image(data)
-        at.append(clock())
         view = sample_view(renderer.policy, seed=renderer.seed, key=key, view=number)
         at.append(clock())
-        plain_s, with_ops_s, whole_s = _rendering(renderer, image, view)
+        picture = decode_image(data, views=[view])
+        at.append(clock())
+        plain_s, with_ops_s, whole_s = _rendering(renderer, picture, view)
         parts = (
             at[1] - at[0],
-            at[2] - at[1],
+            at[3] - at[2],
             plain_s,
             with_ops_s - plain_s,
             whole_s - with_ops_s,
-            at[3] - at[2],
+            at[2] - at[1],
         )
         for name, part in zip(names, parts, strict=True):
             spent[name] += part
     return spent
 
 
-def _rendering(renderer: ViewRenderer, image: Image, view: View) -> list[float]:
+def _rendering(renderer: ViewRenderer, picture: Picture, view: View) -> list[float]:
     """Seconds to render a view without operations and erasing, with operations, and with both."""
     plain = replace(view, ops=(), erase=None)
     with_ops = replace(view, erase=None) if view.ops else plain
@@ -74,6 +72,6 @@ def _rendering(renderer: ViewRenderer, image: Image, view: View) -> list[float]:
     for variant in variants:
         if id(variant) not in took:
             started = time.perf_counter()
-            render(image, variant, size=renderer.size, interpolation=renderer.interpolation)
+            render(picture, variant, size=renderer.size, interpolation=renderer.interpolation)
             took[id(variant)] = time.perf_counter() - started
     return [took[id(variant)] for variant in variants]

@@ -210,9 +210,8 @@ def _race(renderer: ViewRenderer, seconds: float) -> Race:
         view = sample_view(
             renderer.policy, seed=renderer.seed, key=keys[number % len(keys)], view=number
         )
-        return render(
-            decode_image(data), view, size=renderer.size, interpolation=renderer.interpolation
-        )
+        picture = decode_image(data, views=[view])
+        return render(picture, view, size=renderer.size, interpolation=renderer.interpolation)
 
     contestants: dict[str, Callable[[bytes], object]] = {
         "retort": ours,

@@ -20,6 +20,7 @@ from torchvision.transforms import functional as tvf
 from teacher_cache.quantiles import quantiles
 from teacher_cache.render import (
     PIXEL_ENGINE,
+    Picture,
     crop_box,
     decode_image,
     erase_box,
@@ -34,12 +35,17 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "views_pixels.json"
 BUSY = ViewPolicy(num_ops=4, op_probability=1, erase=1)
 
 
+def blank(size):
+    return Picture.of(np.zeros((size, size, 3), np.uint8))
+
+
 def view_of(row, policy=BUSY):
     return sample_view(policy, seed=1, key=f"{row}.png", view=row)
 
 
 def test_rendering_is_torchvisions_crop_and_resize_then_flip_then_timms_operations():
-    image = decode_image(encoded(picture(120, 90)))
+    decoded = decode_image(encoded(picture(120, 90)))
+    image = Image.fromarray(decoded.pixels)
     for row in range(60):
         view = view_of(row, ViewPolicy(op_probability=1, erase=0))
         left, top, right, bottom = crop_box(view.crops, *image.size)
@@ -50,16 +56,17 @@ def test_rendering_is_torchvisions_crop_and_resize_then_flip_then_timms_operatio
             expected = tvf.hflip(expected)
         for op in view.ops:
             expected = timm_op(expected, op)
-        assert np.array_equal(render(image, view, size=64), np.array(expected))
+        assert np.array_equal(render(decoded, view, size=64), np.array(expected))
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_the_crop_is_resized_with_the_filter_that_was_asked_for(interpolation):
-    image = decode_image(encoded(picture(50, 40)))
+    decoded = decode_image(encoded(picture(50, 40)))
+    image = Image.fromarray(decoded.pixels)
     view = View(((2**31, 65536, 2**31, 2**31),), flip=False, ops=(), erase=None, noise_key=b"")
     box = crop_box(view.crops, 50, 40)
     expected = tvf.resize(image.crop(box), [32, 32], InterpolationMode(interpolation))
-    pixels = render(image, view, size=32, interpolation=interpolation)
+    pixels = render(decoded, view, size=32, interpolation=interpolation)
     assert np.array_equal(pixels, np.array(expected))
 
 
@@ -69,14 +76,14 @@ def test_pixels_outside_the_crop_change_nothing():
     left, top, right, bottom = crop_box(view.crops, 80, 80)
     other = 255 - inside
     other[top:bottom, left:right] = inside[top:bottom, left:right]
-    first, second = (render(Image.fromarray(pixels), view, size=33) for pixels in (inside, other))
+    first, second = (render(Picture.of(pixels), view, size=33) for pixels in (inside, other))
     assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 224])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 60), (60, 1), (3, 2), (20_000, 30)])
 def test_every_view_of_the_smallest_and_longest_images_renders(size, shape):
-    image = Image.fromarray(picture(*shape))
+    image = Picture.of(picture(*shape))
     for increasing in (False, True):
         policy = BUSY.model_copy(update={"increasing": increasing})
         for row in range(8 if size == 224 else 25):
@@ -89,10 +96,10 @@ def test_every_view_of_the_smallest_and_longest_images_renders(size, shape):
 
 def test_rendering_leaves_the_image_as_it_was_and_repeats():
     image = decode_image(encoded(picture(64, 48)))
-    before = image.tobytes()
+    before = image.pixels.tobytes()
     first = [render(image, view_of(row), size=32) for row in range(30)]
     again = [render(image, view_of(row), size=32) for row in reversed(range(30))][::-1]
-    assert image.tobytes() == before
+    assert image.pixels.tobytes() == before
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
 
 
@@ -105,12 +112,7 @@ def test_rendering_leaves_the_image_as_it_was_and_repeats():
 )
 def test_a_wrong_size_or_filter_is_refused_in_plain_words(arguments, words):
     with pytest.raises(ValueError, match=words):
-        render(Image.new("RGB", (4, 4)), view_of(0), **arguments)
-
-
-def test_an_image_that_is_not_rgb_is_refused():
-    with pytest.raises(ValueError, match="mode L: expected RGB"):
-        render(Image.new("L", (4, 4)), view_of(0), size=4)
+        render(blank(4), view_of(0), **arguments)
 
 
 def test_the_check_number_is_zlibs_crc_of_the_bytes():
@@ -127,7 +129,7 @@ def test_the_pixel_libraries_are_named_with_versions():
 
 
 def test_erasing_writes_noise_in_the_box_and_nothing_outside():
-    image = Image.fromarray(picture(60, 60))
+    image = Picture.of(picture(60, 60))
     for row in range(20):
         view = view_of(row, ViewPolicy(erase=1))
         plain = View(view.crops, view.flip, view.ops, None, view.noise_key)
@@ -142,7 +144,7 @@ def test_erasing_writes_noise_in_the_box_and_nothing_outside():
 def noise(seed, size=220):
     box = Box(2**32 - 1, 2**32 - 1, 0, 0)
     view = View(((2**31, 65536, 0, 0),), False, (), box, seed.to_bytes(16, "big"))
-    return render(Image.new("RGB", (8, 8)), view, size=size)
+    return render(blank(8), view, size=size)
 
 
 def test_erased_pixels_are_timms_gaussian_brought_back_to_uint8():
@@ -177,7 +179,7 @@ def test_the_noise_is_row_major_from_the_key_by_the_documented_table():
     height, width = 5, 4
     box = Box(2**32 * height // 20, 2**32 * width // 20, 0, 0)
     view = View(((2**31, 65536, 0, 0),), False, (), box, key)
-    pixels = render(Image.new("RGB", (8, 8)), view, size=20)
+    pixels = render(blank(8), view, size=20)
     assert pixels[:height, :width].ravel().tolist() == expected
     assert not pixels[height:].any()
     assert not pixels[:, width:].any()
@@ -194,7 +196,7 @@ def test_evaluation_sees_timms_pixels(shape, crop_ratio):
     expected = image
     for step in geometry:
         expected = step(expected)
-    pixels = render_center(image, size=64, crop_ratio=crop_ratio)
+    pixels = render_center(Picture.of(picture(*shape)), size=64, crop_ratio=crop_ratio)
     if max(shape) <= 8 * min(shape):
         assert np.array_equal(pixels, np.array(expected))
     else:  # Pillow may then take its two passes in the other order
@@ -203,7 +205,7 @@ def test_evaluation_sees_timms_pixels(shape, crop_ratio):
 
 def test_evaluation_of_the_smallest_and_longest_images_works():
     for shape in ((1, 1), (20_000, 1), (1, 20_000), (2, 3)):
-        pixels = render_center(Image.fromarray(picture(*shape)), size=224, crop_ratio=0.9)
+        pixels = render_center(Picture.of(picture(*shape)), size=224, crop_ratio=0.9)
         assert pixels.shape == (224, 224, 3)
         assert pixels.flags.c_contiguous
         assert pixels.flags.writeable
@@ -212,7 +214,7 @@ def test_evaluation_of_the_smallest_and_longest_images_works():
 @pytest.mark.parametrize("crop_ratio", [0.0, 1.01, float("nan")])
 def test_a_crop_ratio_outside_0_to_1_is_refused(crop_ratio):
     with pytest.raises(ValueError, match="crop_ratio"):
-        render_center(Image.new("RGB", (4, 4)), size=4, crop_ratio=crop_ratio)
+        render_center(blank(4), size=4, crop_ratio=crop_ratio)
 
 
 def golden_crcs():
