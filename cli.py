@@ -5,22 +5,23 @@ Imports are per command, so that `serve` runs in an environment without torch.
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from service.commands import jobs_app
+from service.project_file import PROJECT_FILE, ProjectFileError, project_defaults
 from teacher_cache.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from service.recorder import Recorder
+    from service.stop import StopSignal
     from teacher_cache.images import ImageIndex
     from teacher_cache.progress import Progress
     from teacher_cache.recipe import CacheRecipe
@@ -30,8 +31,8 @@ app = typer.Typer(
     help="Distil a big image teacher into a compact student, and pay for the teacher once.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+app.add_typer(jobs_app, name="jobs")
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")
@@ -112,6 +113,7 @@ def train_student(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a student on the views that the teacher saw, with its cached answers."""
+    from service.terminal import spell
     from student.data import plain_data, replayed_data
     from student.recipe import StudentRecipe
     from student.run import start_or_continue
@@ -143,7 +145,7 @@ def train_student(
     _run(train(run, training, validation, device=_device(device)), "train-student", "steps", config)
     summary = json.loads(run.summary.read_text())
     shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
-    print(f"run {out}: " + _spell({name: summary[name] for name in shown if name in summary}))
+    print(f"run {out}: " + spell({name: summary[name] for name in shown if name in summary}))
 
 
 @app.command()
@@ -333,7 +335,9 @@ def demo(
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     try:
-        app()
+        app(default_map=project_defaults(PROJECT_FILE, typer.main.get_command(app)))
+    except ProjectFileError as error:
+        sys.exit(_complain(str(error), 2))
     except UserError as error:
         sys.exit(_complain(str(error), error.exit_code))
     except OSError as error:
@@ -343,8 +347,9 @@ def main() -> None:
 def _run(job: Iterator["Progress"], kind: str, unit: str, config: Mapping[str, Any]) -> None:
     """Drain a job: print, record, and stop it between steps when a signal asks for it."""
     from service.recorder import record_job
+    from service.stop import StopSignal
 
-    stop = _Stop()
+    stop = StopSignal()
     with record_job(kind=kind, unit=unit, config=config) as recorder:
         with stop:
             _drain(job, stop, recorder, kind)
@@ -356,83 +361,19 @@ def _run(job: Iterator["Progress"], kind: str, unit: str, config: Mapping[str, A
     raise SystemExit(128 + stop.signal)
 
 
-def _drain(job: Iterator["Progress"], stop: "_Stop", recorder: "Recorder", kind: str) -> None:
-    display = _Display(kind)
-    for progress in job:
-        display.show(progress)
-        recorder.progress(progress.done, progress.total, progress.metrics, resumed=progress.resumed)
-        if stop.signal is not None:
-            print("stopping after this step or block ...", file=sys.stderr, flush=True)
-            job.close()  # type: ignore[attr-defined]
-            break
-    display.close()
+def _drain(job: Iterator["Progress"], stop: "StopSignal", recorder: "Recorder", kind: str) -> None:
+    from service.terminal import ProgressDisplay
 
-
-class _Stop:
-    """The first SIGINT or SIGTERM asks for a stop; the second one has its usual effect."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-
-
-class _Display:
-    """One line kept up to date on a terminal; elsewhere one every 30 s, or every 1% past 5 s."""
-
-    _SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1", "waiting_for_view")
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-        self._started = self._shown = time.monotonic()
-        self._percent = -1
-        self._terminal = sys.stderr.isatty()
-        self._metrics: dict[str, float] = {}
-
-    def show(self, progress: "Progress") -> None:
-        """Print where the job is, if it is time to."""
-        was_waiting = self._metrics.pop("waiting_for_view", None) is not None
-        self._metrics.update(progress.metrics)
-        starts_waiting = "waiting_for_view" in progress.metrics and not was_waiting
-        now, percent = time.monotonic(), 100 * progress.done // max(progress.total, 1)
-        waited_s = now - self._shown
-        done = progress.done == progress.total
-        due = (
-            waited_s > 0.1 if self._terminal else waited_s > (5 if percent > self._percent else 30)
-        )
-        if not (due or done or starts_waiting):
-            return
-        self._shown, self._percent = now, percent
-        line = self._line(progress, now)
-        if self._terminal:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            line = "\r" + line[: width - 1].ljust(width - 1)
-        print(line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leave the bar's line."""
-        if self._terminal:
-            print(file=sys.stderr)
-
-    def _line(self, progress: "Progress", now: float) -> str:
-        rate = (progress.done - progress.resumed) / max(now - self._started, 1e-9)
-        left = (progress.total - progress.done) / rate if rate else 0.0
-        place = f"{self._kind} {100 * progress.done / max(progress.total, 1):3.0f}%"
-        counts = f"{progress.done:,}/{progress.total:,} {progress.unit}"
-        figures = _spell({n: self._metrics[n] for n in self._SHOWN if n in self._metrics})
-        return f"{place}  {counts}  {rate:,.1f}/s  {_clock(left)} left  {figures}".rstrip()
+    with ProgressDisplay(kind) as display:
+        for progress in job:
+            display.show(progress)
+            recorder.progress(
+                progress.done, progress.total, progress.metrics, resumed=progress.resumed
+            )
+            if stop.signal is not None:
+                print("stopping after this step or block ...", file=sys.stderr, flush=True)
+                job.close()  # type: ignore[attr-defined]
+                break
 
 
 def _verification(facts: Mapping[str, Any]) -> str:
@@ -506,20 +447,6 @@ def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
         if isinstance(value, dict):
             shown = "  ".join(f"{key}: {item}" for key, item in value.items()) or "none"
         print(f"{name.ljust(width)}  {shown}")
-
-
-def _spell(facts: Mapping[str, Any]) -> str:
-    return "  ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in facts.items()
-        if isinstance(value, str | int | float)
-    )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _complain(message: str, code: int) -> int:

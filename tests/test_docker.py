@@ -1,0 +1,178 @@
+"""docker/, checked without a container engine: what the files say is there, and is meant."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+from dockerfiles import instructions, last
+from small import REPOSITORY
+from typer.main import get_command
+
+from cli import app
+
+DOCKER = REPOSITORY / "docker"
+DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+
+
+def parse(arguments):
+    """Parse a command line of cli.py with the parser itself."""
+    name, *rest = arguments
+    get_command(app).commands[name].make_context(name, list(rest)).close()
+
+
+def commented_commands(path, start):
+    """The command lines in a file's head comment, from the word after `start` on."""
+    lines = re.findall(r"^#  ? ?(.*)$", path.read_text(), flags=re.M)
+    text = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [shlex.split(line)[1:] for line in re.findall(rf"{start}\S*( .*)", text)]
+
+
+def test_there_are_two_images():
+    assert [path.name for path in DOCKERFILES] == ["service.Dockerfile", "train.Dockerfile"]
+
+
+@each_dockerfile
+def test_every_copied_path_exists_and_reaches_the_build(path):
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert ignored[1] == "*", "everything is left out that is not let in"
+    let_in = {line[1:] for line in ignored if line.startswith("!")}
+    copied = [
+        source for each in instructions(path) if each.word == "COPY" for source in each.copied[0]
+    ]
+    assert copied
+    for source in copied:
+        assert (REPOSITORY / source).exists(), source
+        parts = source.split("/")
+        inside = {"/".join(parts[:length]) for length in range(1, len(parts) + 1)}
+        assert source == "." or let_in & inside, f"{source} is in .dockerignore"
+    for name in let_in:
+        assert (REPOSITORY / name).exists(), name
+
+
+@each_dockerfile
+def test_images_are_pinned_run_as_nobody_and_start_without_a_shell(path):
+    found = instructions(path)
+    arguments = dict(each.text.split("=", 1) for each in found if each.word == "ARG")
+    for each in found:
+        if each.word == "FROM":
+            image = re.sub(r"\$\{(\w+)\}", lambda name: arguments[name[1]], each.text.split()[0])
+            assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*", image), f"{image} names no version"
+    assert not [each for each in found if each.word == "ADD"]
+    user, _, group = last(found, "USER").text.partition(":")
+    assert int(user) > 0
+    assert int(group) > 0
+    after = found.index(last(found, "USER"))
+    assert not [each for each in found[after:] if each.word in ("RUN", "COPY")]
+    assert last(found, "ENTRYPOINT").argv
+    assert last(found, "CMD").argv
+
+
+@each_dockerfile
+def test_packages_are_installed_by_hash_and_leave_no_cache(path):
+    runs = [each.text for each in instructions(path) if each.word == "RUN"]
+    installs = [run for run in runs if "pip install" in run]
+    for run in installs:
+        assert "--no-cache-dir" in run
+        assert "--require-hashes" in run or run.count("-r ") == 0 and "--no-deps" in run
+    assert any("--require-hashes" in run for run in installs)
+    for run in runs:
+        if "apt-get install" in run:
+            assert "--no-install-recommends" in run
+            assert "apt-get update" in run
+            assert "rm -rf /var/lib/apt/lists/*" in run
+
+
+def test_what_the_images_install_is_what_they_need():
+    service, train = (REPOSITORY / "requirements" / f"{name}.txt" for name in ("service", "train"))
+    pinned = {
+        path.stem: set(re.findall(r"^([\w-]+)==", path.read_text(), flags=re.M))
+        for path in (service, train)
+    }
+    assert not pinned["service"] & {"torch", "numpy", "timm", "zarr", "pillow"}
+    assert pinned["train"] >= {
+        "torch",
+        "torchvision",
+        "timm",
+        "zarr",
+        "setuptools",
+        "psycopg-binary",
+    }
+    assert not pinned["train"] & {"pytest", "mypy", "playwright"}
+    assert pinned["service"] <= pinned["train"]
+
+
+def test_the_images_start_with_commands_that_exist():
+    service = instructions(DOCKER / "service.Dockerfile")
+    assert last(service, "ENTRYPOINT").argv[:2] == ["python", "/app/cli.py"]
+    parse(last(service, "CMD").argv)
+    scripts = (REPOSITORY / "pyproject.toml").read_text()
+    assert last(instructions(DOCKER / "train.Dockerfile"), "ENTRYPOINT").argv == ["retort"]
+    assert 'retort = "cli:main"' in scripts
+    for path, start in (
+        (DOCKER / "train.Dockerfile", "retort"),
+        (DOCKER / "slurm/retort.sbatch", "sbatch docker/slurm/retort.sbatch"),
+    ):
+        for arguments in commented_commands(path, start):
+            if arguments and arguments[0] in get_command(app).commands and "..." not in arguments:
+                parse(arguments)
+
+
+def test_compose_starts_jobs_with_commands_that_exist():
+    services = COMPOSE["services"]
+    for name in ("cache", "train"):
+        assert services[name]["entrypoint"][0] == "torchrun"
+        assert services[name]["entrypoint"][-2:] == ["-m", "cli"]
+        parse(services[name]["command"])
+        assert services[name]["profiles"] == [name]
+    assert services["train"]["command"][3] == services["cache"]["command"][-1]
+
+
+def test_compose_names_only_what_it_declares():
+    for name, service in COMPOSE["services"].items():
+        if "build" in service:
+            context = DOCKER / service["build"]["context"]
+            assert (context / service["build"]["dockerfile"]).exists()
+        else:
+            assert re.search(r":[\w.-]*\d", service["image"]), f"{name}: {service['image']}"
+        for mount in service.get("volumes", ()):
+            source = mount.split(":")[0]
+            known = source in COMPOSE["volumes"] or source.startswith("${")
+            assert known or (DOCKER / source).exists(), source
+        assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
+        assert set(service.get("depends_on", ())) <= set(COMPOSE["services"])
+    text = (DOCKER / "compose.yaml").read_text()
+    example = set(re.findall(r"^(\w+)=", (DOCKER / "example.env").read_text(), flags=re.M))
+    assert set(re.findall(r"\$\{(\w+)", text)) == example
+
+
+def test_compose_gives_the_service_no_more_than_it_needs():
+    service = COMPOSE["services"]["service"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "volumes" not in service
+    ports = [port for each in COMPOSE["services"].values() for port in each.get("ports", ())]
+    assert all("127.0.0.1:" in port for port in ports), "published to this host alone"
+
+
+def test_secrets_and_passwords_stay_out_of_git():
+    for name in ("docker/.env", "docker/secrets/retort_token"):
+        ignored = subprocess.run(
+            ["git", "check-ignore", "--quiet", "--no-index", name], cwd=REPOSITORY, check=False
+        )
+        assert ignored.returncode == 0, name
+
+
+def test_the_slurm_script_is_bash_and_asks_torchrun_for_what_it_has():
+    script = DOCKER / "slurm" / "retort.sbatch"
+    subprocess.run(["bash", "-n", script], check=True)
+    run = re.sub(r"\\\n\s*", " ", script.read_text()).splitlines()[-1]
+    from torch.distributed.run import get_args_parser
+
+    options = shlex.split(run.split("torchrun ", 1)[1])
+    parsed = get_args_parser().parse_args([each.replace("$@", "--help") for each in options])
+    assert (parsed.module, parsed.training_script, parsed.rdzv_backend) == (True, "cli", "c10d")
