@@ -76,7 +76,7 @@ async function look() {
   const view = query.toString();
   if (isNew || view !== drawn) draw(body);
   drawn = view;
-  return body.jobs.some((job) => ALIVE.has(job.status)) ? 2 : 10;
+  return body.jobs.some((job) => ALIVE.has(job.status)) ? 2 : 5;
 }
 
 function draw(page) {
