@@ -306,14 +306,27 @@ def plan_cache(
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Ask for the token in this file (else RETORT_TOKEN), 32 bytes or more."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="RETORT_ALLOW_HOST",
+            help="A further name under which the service is asked for; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Answer HTTP queries about jobs; runs without torch."""
     from service.app import serve as serve_http
     from service.database import StoreRefusedError
+    from service.security import AccessRefusedError
 
     try:
-        serve_http(host=host, port=port)
-    except StoreRefusedError as error:
+        serve_http(host, port, token_file=token_file, allowed_hosts=tuple(allow_host or ()))
+    except (StoreRefusedError, AccessRefusedError) as error:
         sys.exit(_complain(str(error), 2))
 
 

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from service.database import default_url
-from service.jobs import State, job_id, public_text, public_value
+from service.jobs import State, job_id
+from service.public import public_text, public_value
 from service.store import open_store
 from service.writer import Change, JobIdentity, Outbox, Pace, Report, store_outbox
 

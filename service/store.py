@@ -4,18 +4,35 @@ Every write is one short transaction, every state change a compare-and-set, ever
 database's clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
-from sqlalchemy import Connection, Row, Select, case, insert, select, update
+from sqlalchemy import Connection, bindparam, case, func, insert, select, update
 
 from service.database import Database, StoreError, open_database
-from service.jobs import IllegalTransitionError, JobRecord, Observed, State, is_job_id
-from service.schema import database_now, jobs_table
+from service.events import Event, Said, add_said, add_state, read_events
+from service.jobs import IllegalTransitionError, JobRecord, Observed, Periods, State, is_job_id
+from service.ranks import Rank, RankRecord, beat, read_ranks
+from service.schema import database_now, jobs_table, ranks_table
+from service.series import Point, Series, SeriesName, add_points, read_series, series_names
+from service.summary import KindSummary, summarize
 
-_COLUMNS = tuple(jobs_table.c[field.name] for field in fields(JobRecord))
+_j = jobs_table.c
+_FIELDS = tuple(field.name for field in fields(JobRecord) if field.name != "ranks")
+_LONG = frozenset({"config", "environment", "artifacts"})
 _FINAL = tuple(state for state in State if state.is_final)
+_READ = (
+    database_now().label("now"),
+    select(func.count())
+    .select_from(ranks_table)
+    .where(ranks_table.c.job == _j.id)
+    .scalar_subquery()
+    .label("ranks"),
+)
+_ONE = select(*(_j[name] for name in _FIELDS), *_READ).where(_j.id == bindparam("job_id"))
+_ROWS = select(*(_j[name] for name in _FIELDS if name not in _LONG), *_READ).order_by(_j.id.desc())
+_STATE = select(_j.state).where(_j.id == bindparam("job_id"))
 
 
 class NoSuchJobError(StoreError):
@@ -27,7 +44,7 @@ class NoSuchJobError(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Jobs, newest first, and the cursor of the next page, None after the last."""
+    """Jobs, newest first, and the id after which the next page begins, None after the last."""
 
     jobs: tuple[Observed, ...]
     next_cursor: str | None
@@ -52,6 +69,11 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def is_local(self) -> bool:
+        """Whether reading is a matter of microseconds: a file, no server in between."""
+        return self._database.is_local
+
     def prepare(self) -> None:
         """Make the database and its tables where they are missing; writers call it first."""
         self._database.prepare()
@@ -61,13 +83,25 @@ class JobStore:
         return self._database.hold_open()
 
     def create(
-        self, job_id: str, *, kind: str, unit: str, host: str, pid: int, config: Mapping[str, Any]
+        self,
+        job_id: str,
+        *,
+        kind: str,
+        unit: str,
+        host: str,
+        pid: int,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
+        attempt: int = 0,
+        target: str | None = None,
+        images_per_unit: int | None = None,
     ) -> None:
-        """Record a pending job.
+        """Record a pending job; it resumes the latest earlier one of the same `target`, if any.
 
         A second call with the same id changes nothing, so that a writer may repeat one whose
         answer was lost.
         """
+        earlier = select(func.max(_j.id)).where(_j.target == target, _j.id < job_id)
         new = insert(jobs_table).values(
             id=job_id,
             kind=kind,
@@ -75,16 +109,24 @@ class JobStore:
             host=host,
             pid=pid,
             config=dict(config),
+            environment=dict(environment or {}),
+            artifacts=[],
+            attempt=attempt,
+            target=target,
+            resumed_from=None if target is None else earlier.scalar_subquery(),
+            images_per_unit=images_per_unit,
             state=State.PENDING,
             done=0,
             resumed=0,
             metrics={},
             created=database_now(),
             heartbeat=database_now(),
+            version=0,
         )
         with self._database.writing() as connection:
             if _stored_state(connection, job_id) is None:
                 connection.execute(new)
+                add_state(connection, job_id, State.PENDING.value)
 
     def update(
         self,
@@ -96,6 +138,10 @@ class JobStore:
         rate: float | None,
         eta_s: float | None,
         metrics: Mapping[str, float | None],
+        bytes_: int | None = None,
+        rank: Rank | None = None,
+        points: Sequence[Point] = (),
+        said: Sequence[Said] = (),
     ) -> State:
         """Write progress and the last metrics, beat, and return the state as stored.
 
@@ -104,60 +150,117 @@ class JobStore:
         Raises:
             NoSuchJobError: the database does not hold the job.
         """
-        return self._write(
-            job_id,
-            done=done,
-            total=total,
-            resumed=resumed,
-            rate=rate,
-            eta_s=eta_s,
-            metrics=dict(metrics),
-            heartbeat=database_now(),
-            progress_at=case(
-                (jobs_table.c.done != done, database_now()), else_=jobs_table.c.progress_at
-            ),
-        )
+        values = {
+            "done": done,
+            "total": total,
+            "resumed": resumed,
+            "rate": rate,
+            "eta_s": eta_s,
+            "metrics": dict(metrics),
+            "bytes": bytes_,
+            "progress_at": case((_j.done != done, database_now()), else_=_j.progress_at),
+        }
+        return self._write(job_id, values, rank, points, said)
 
-    def heartbeat(self, job_id: str) -> State:
+    def heartbeat(
+        self,
+        job_id: str,
+        *,
+        rank: Rank | None = None,
+        points: Sequence[Point] = (),
+        said: Sequence[Said] = (),
+    ) -> State:
         """Say that the job lives, and return its state as stored.
 
         Raises:
             NoSuchJobError: the database does not hold the job.
         """
-        return self._write(job_id, heartbeat=database_now())
+        return self._write(job_id, {}, rank, points, said)
 
-    def transition(self, job_id: str, target: State, reason: str | None = None) -> None:
+    def transition(
+        self,
+        job_id: str,
+        target: State,
+        reason: str | None = None,
+        *,
+        rank: Rank | None = None,
+        artifacts: Sequence[Mapping[str, object]] = (),
+    ) -> None:
         """Make the job `target` if its stored state allows that: one compare-and-set.
 
         Raises:
             NoSuchJobError: the database does not hold the job.
             IllegalTransitionError: the stored state does not allow it; the error says which it is.
         """
-        values: dict[str, Any] = {"state": target}
+        values: dict[str, Any] = {"state": target, "version": _j.version + 1}
         if reason is not None:
             values["reason"] = reason
         if target is State.RUNNING:
             values |= {"started": database_now(), "heartbeat": database_now()}
         if target.is_final:
             values |= {"ended": database_now(), "heartbeat": database_now(), "eta_s": None}
-        swap = update(jobs_table).where(
-            jobs_table.c.id == job_id, jobs_table.c.state.in_(sorted(target.predecessors))
-        )
+            values["artifacts"] = [dict(artifact) for artifact in artifacts]
+        swap = update(jobs_table).where(_j.id == job_id, _j.state.in_(sorted(target.predecessors)))
         with self._database.writing() as connection:
             if connection.execute(swap.values(**values)).rowcount == 1:
+                add_state(connection, job_id, target.value + (f": {reason}" if reason else ""))
+                if rank is not None:
+                    beat(connection, job_id, rank)
                 return
             current = _stored_state(connection, job_id)
         if current is None:
             raise NoSuchJobError(job_id)
         raise IllegalTransitionError(job_id, current, target)
 
+    def request_cancel(self, job_id: str) -> Observed | None:
+        """Ask a job to stop, and return it; None if there is none. Asking twice is asking once.
+
+        The job finds it with its next heartbeat, stops after its step or block, and saves.
+
+        Raises:
+            IllegalTransitionError: the job has ended.
+        """
+        if self.get(job_id) is None:
+            return None
+        try:
+            self.transition(job_id, State.CANCELLING, "cancellation was asked for")
+        except IllegalTransitionError as error:
+            if error.current is not State.CANCELLING:
+                raise
+        return self.get(job_id)
+
+    def latest_alive(self, target: str, attempt: int) -> str | None:
+        """Return the id of the newest job of that target and attempt that has not ended."""
+        query = select(func.max(_j.id)).where(
+            _j.target == target, _j.attempt == attempt, _j.state.not_in(_FINAL)
+        )
+        with self._database.reading() as connection:
+            return None if connection is None else connection.scalar(query)
+
+    def beat_rank(self, job_id: str, rank: Rank, said: Sequence[Said] = ()) -> State:
+        """Write the row of a process other than the first, and return the job's stored state.
+
+        Raises:
+            NoSuchJobError: the database does not hold the job.
+        """
+        with self._database.writing() as connection:
+            if said:
+                connection.execute(_next_version(job_id))
+            state = _stored_state(connection, job_id)
+            if state is None:
+                raise NoSuchJobError(job_id)
+            beat(connection, job_id, rank)
+            add_said(connection, job_id, rank.rank, said)
+        return state
+
     def get(self, job_id: str) -> Observed | None:
         """Return the job of that id, or None."""
         if not is_job_id(job_id):
             return None
-        query = _records().where(jobs_table.c.id == job_id)
         with self._database.reading() as connection:
-            row = None if connection is None else connection.execute(query).one_or_none()
+            if connection is None:
+                return None
+            row = connection.execute(_ONE, {"job_id": job_id}).one_or_none()
         return None if row is None else _observed(row)
 
     def list(
@@ -168,55 +271,108 @@ class JobStore:
         state: State | None = None,
         kind: str | None = None,
     ) -> Page:
-        """Return up to `limit` jobs, newest first, older than `cursor`; none without a database.
+        """Return up to `limit` jobs, newest first, older than the job `cursor`.
 
-        Paged by key: a job that begins meanwhile neither repeats a row nor hides one.
+        Paged by key: a job that begins meanwhile neither repeats a row nor hides one. The rows
+        lack config, environment and artifacts.
         """
-        query = _records().order_by(jobs_table.c.id.desc())
+        query = _ROWS
         if cursor is not None:
-            query = query.where(jobs_table.c.id < cursor)
+            query = query.where(_j.id < cursor)
         if state is not None:
-            query = query.where(jobs_table.c.state == state)
+            query = query.where(_j.state == state)
         if kind is not None:
-            query = query.where(jobs_table.c.kind == kind)
+            query = query.where(_j.kind == kind)
         with self._database.reading() as connection:
             # one row more than asked for tells whether a next page exists
             rows = () if connection is None else connection.execute(query.limit(limit + 1)).all()
         jobs = tuple(_observed(row) for row in rows[:limit])
         return Page(jobs, jobs[-1].record.id if len(rows) > limit else None)
 
+    def ranks(self, job_id: str) -> tuple[RankRecord, ...] | None:
+        """Return the processes of a job by rank; None if there is no such job."""
+        with self._database.reading() as connection:
+            if not _holds(connection, job_id):
+                return None
+            return read_ranks(connection, job_id)
+
+    def metric_names(self, job_id: str) -> tuple[SeriesName, ...] | None:
+        """Return which metrics a job has points of; None if there is no such job."""
+        with self._database.reading() as connection:
+            if not _holds(connection, job_id):
+                return None
+            return series_names(connection, job_id)
+
+    def metrics(
+        self, job_id: str, names: Sequence[str], points: int = 500
+    ) -> tuple[Series, ...] | None:
+        """Return metrics in at most `points` entries each; None if there is no such job."""
+        with self._database.reading() as connection:
+            if not _holds(connection, job_id):
+                return None
+            return tuple(read_series(connection, job_id, name, points) for name in names)
+
+    def events(self, job_id: str, after: int = 0, limit: int = 200) -> tuple[Event, ...] | None:
+        """Return a job's events of ids above `after`, oldest first; None if it does not exist."""
+        with self._database.reading() as connection:
+            if not _holds(connection, job_id):
+                return None
+            return read_events(connection, job_id, after, limit)
+
+    def summary(self, periods: Periods) -> tuple[KindSummary, ...]:
+        """Return all jobs in a few figures by kind."""
+        with self._database.reading() as connection:
+            return () if connection is None else summarize(connection, periods)
+
     def check(self) -> None:
         """Raise if records cannot be read; a database that no job has made yet is well."""
-        with self._database.reading():
-            pass
+        self._database.check()
 
-    def _write(self, job_id: str, **values: Any) -> State:
+    def _write(
+        self,
+        job_id: str,
+        values: Mapping[str, Any],
+        rank: Rank | None,
+        points: Sequence[Point],
+        said: Sequence[Said],
+    ) -> State:
         """Write to a job that has not ended, and return its state."""
         change = (
-            update(jobs_table)
-            .where(jobs_table.c.id == job_id, jobs_table.c.state.not_in(_FINAL))
-            .values(**values)
-            .returning(jobs_table.c.state)
+            _next_version(job_id)
+            .where(_j.state.not_in(_FINAL))
+            .values(**values, heartbeat=database_now())
+            .returning(_j.state)
         )
         with self._database.writing() as connection:
             changed: State | None = connection.scalar(change)
+            if changed is not None:
+                if rank is not None:
+                    beat(connection, job_id, rank)
+                add_points(connection, job_id, points)
+                add_said(connection, job_id, 0 if rank is None else rank.rank, said)
             state = changed or _stored_state(connection, job_id)
         if state is None:
             raise NoSuchJobError(job_id)
         return state
 
 
-def _records() -> Select[Any]:
-    return select(*_COLUMNS, database_now().label("now"))
+def _next_version(job_id: str) -> Any:
+    return update(jobs_table).where(_j.id == job_id).values(version=_j.version + 1)
+
+
+def _holds(connection: Connection | None, job_id: str) -> TypeGuard[Connection]:
+    """Whether the database is there and holds the job."""
+    if connection is None or not is_job_id(job_id):
+        return False
+    return _stored_state(connection, job_id) is not None
 
 
 def _stored_state(connection: Connection, job_id: str) -> State | None:
-    state: State | None = connection.scalar(
-        select(jobs_table.c.state).where(jobs_table.c.id == job_id)
-    )
+    state: State | None = connection.scalar(_STATE, {"job_id": job_id})
     return state
 
 
-def _observed(row: Row[Any]) -> Observed:
-    record = JobRecord(**{column.name: row._mapping[column] for column in _COLUMNS})
-    return Observed(record, row.now)
+def _observed(row: Any) -> Observed:
+    values = row._asdict()
+    now = values.pop("now")
+    return Observed(JobRecord(**values), now)

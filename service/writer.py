@@ -21,10 +21,10 @@ from service.jobs import (
     Sample,
     State,
     eta_s,
-    public_metrics,
     rate_per_s,
     windowed,
 )
+from service.public import public_metrics
 from service.store import JobStore, NoSuchJobError
 
 _log = logging.getLogger(__name__)

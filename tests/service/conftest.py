@@ -153,7 +153,7 @@ def warnings_of() -> Callable[[pytest.LogCaptureFixture], list[str]]:
 @pytest.fixture
 def client(url: str) -> Iterator[TestClient]:
     """The service of the SQLite file at `url`, asked in this process."""
-    with TestClient(create_app(url), raise_server_exceptions=False) as client:
+    with TestClient(create_app(url), "http://127.0.0.1") as client:
         yield client
 
 
