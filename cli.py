@@ -308,7 +308,10 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="Ask for the token in this file (else RETORT_TOKEN), 32 bytes or more."),
+        typer.Option(
+            envvar="RETORT_TOKEN_FILE",
+            help="Ask for the token in this file (else RETORT_TOKEN), 32 bytes or more.",
+        ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Response
 from service.answers import HealthAnswer
 from service.database import default_url
 from service.jobs import Periods
+from service.pages import add_pages
 from service.problem import answer_problems, problem_responses
 from service.prometheus import CONTENT_TYPE, Traffic, exposition
 from service.routes import ANY_REQUEST, job_routes
@@ -40,6 +41,7 @@ def create_app(
     app.include_router(job_routes(store, periods))
     _add_health(app, store)
     _add_metrics(app, store, periods, traffic)
+    add_pages(app)
     app.add_middleware(Guard, access=Access() if access is None else access, traffic=traffic)
     return app
 

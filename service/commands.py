@@ -61,7 +61,7 @@ def show_job(
 
     with _source(url, token_file) as source:
         found = resolve(source, job)
-        facts = {
+        facts: dict[str, Any] = {
             "job": source.job(found),
             "ranks": source.ranks(found),
             "events": source.events(found),
@@ -111,14 +111,15 @@ def _source(url: str | None, token_file: Path | None) -> Iterator["JobSource"]:
     """Yield where to ask; what it cannot answer is one line on stderr and exit code 1."""
     from service.database import StoreError
     from service.job_source import HttpJobs, JobSourceError
+    from service.security import AccessRefusedError, read_token
     from service.stored_jobs import StoredJobs
 
     try:
         if url is None:
             yield StoredJobs()
         else:
-            yield HttpJobs(url, _token(token_file))
-    except (JobSourceError, StoreError) as error:
+            yield HttpJobs(url, read_token(token_file))
+    except (JobSourceError, StoreError, AccessRefusedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 

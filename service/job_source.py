@@ -21,8 +21,8 @@ class JobSourceError(Exception):
 class JobSource(Protocol):
     """What can be asked about jobs; every method raises `JobSourceError` or `StoreError`."""
 
-    def jobs(self, **filters: object) -> Json:
-        """Return a page of jobs, newest first: `limit`, `cursor`, `state`, `kind`."""
+    def jobs(self, *, limit: int, **filters: Any) -> Json:
+        """Return a page of jobs, newest first; filters: `cursor`, `state`, `kind`."""
 
     def job(self, job_id: str) -> Json:
         """Return one job in full."""
@@ -71,9 +71,9 @@ class HttpJobs:
         # a redirect would carry the token elsewhere
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def jobs(self, **filters: object) -> Json:
+    def jobs(self, *, limit: int, **filters: Any) -> Json:
         """Return a page of jobs."""
-        return self._ask("GET", "", **filters)
+        return self._ask("GET", "", limit=limit, **filters)
 
     def job(self, job_id: str) -> Json:
         """Return one job in full."""

@@ -6,6 +6,10 @@ from typing import Any
 from service.terminal import clock, spell
 
 Json = Mapping[str, Any]
+IDLE_S = 120.0
+"""A running job whose progress stands still for so long is said to."""
+_WORDS = 3
+"""The first columns of the table hold words, the others figures."""
 _SHORTEST_ID = 12
 """The first 12 digits of an id are its millisecond."""
 
@@ -25,19 +29,20 @@ def job_table(rows: Sequence[Json]) -> str:
                 row["status"],
                 percent(row["progress"]),
                 counts(row["progress"]),
-                "" if row["rate"] is None else f"{row['rate']:,.1f}/s",
+                f"{row['rate']:,.1f}/s" if alive and row["rate"] is not None else "",
                 "" if row["eta_s"] is None else clock(row["eta_s"]),
-                f"{span(row['heartbeat_age_s'])} ago" if alive else "ended",
+                f"{span(row['heartbeat_age_s'])} ago",
             )
         )
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    aligned = (str.ljust, str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.rjust, str.rjust)
-    return "\n".join(
+    lines = (
         "  ".join(
-            align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)
-        ).rstrip()
+            cell.ljust(width) if column < _WORDS else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in cells
     )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def job_page(job: Json, ranks: Sequence[Json], events: Sequence[Json]) -> str:
@@ -54,9 +59,9 @@ def job_page(job: Json, ranks: Sequence[Json], events: Sequence[Json]) -> str:
         "created": job["created"],
         "started": job["started"],
         "ended": job["ended"],
-        "resumed from": job.get("resumed_from"),
+        "resumed from": job["resumed_from"],
         "host": f"{job['host']}, pid {job['pid']}",
-        "attempt": job.get("attempt") or None,
+        "attempt": job["attempt"],
     }
     parts = [_pairs({name: value for name, value in facts.items() if value})]
     if len(ranks) > 1:
@@ -64,11 +69,16 @@ def job_page(job: Json, ranks: Sequence[Json], events: Sequence[Json]) -> str:
     if events:
         lines = [f"  {each['time']}  {each['kind']:<10}  {each['text']}" for each in events]
         parts.append("events\n" + "\n".join(lines))
-    for section in ("config", "environment"):
-        if job.get(section):
-            parts.append(f"{section}\n" + _pairs(job[section], indent="  "))
-    if job.get("artifacts"):
-        lines = [f"  {each['name']}  {each['size']:,} bytes  {each['sha256'] or ''}" for each in job["artifacts"]]
+    parts += [
+        f"{section}\n" + _pairs(job[section], indent="  ")
+        for section in ("config", "environment")
+        if job[section]
+    ]
+    if job["artifacts"]:
+        lines = [
+            f"  {each['name']}  {each['size']:,} bytes  {each['sha256'] or ''}"
+            for each in job["artifacts"]
+        ]
         parts.append("artifacts\n" + "\n".join(line.rstrip() for line in lines))
     return "\n\n".join(parts)
 
@@ -78,8 +88,8 @@ def state_words(job: Json) -> str:
     status = str(job["status"])
     if status in ("stale", "crashed"):
         return f"{status}: no heartbeat for {span(job['heartbeat_age_s'])}"
-    idle_s = job.get("progress_age_s")
-    if status == "running" and idle_s is not None and idle_s > 60:
+    idle_s = job["progress_age_s"]
+    if status == "running" and idle_s is not None and idle_s > IDLE_S:
         return f"{status}: alive, no progress for {span(idle_s)}"
     return f"{status}: {job['reason']}" if job["reason"] else status
 
@@ -94,9 +104,9 @@ def rank_line(rank: Json) -> str:
 
 
 def percent(progress: Json) -> str:
-    """Return how far, or nothing where the total is not known."""
+    """Return how far, cut so that 100% means the end; nothing where the total is not known."""
     total = progress["total"]
-    return f"{100 * progress['done'] / total:.0f}%" if total else ""
+    return f"{100 * progress['done'] // total}%" if total else ""
 
 
 def counts(progress: Json) -> str:

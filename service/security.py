@@ -66,7 +66,7 @@ def access_to(
     Raises:
         AccessRefusedError: a token that is too short, or none where others reach the service.
     """
-    token = _token(token_file)
+    token = read_token(token_file)
     if token is None and not is_loopback(host):
         raise AccessRefusedError(
             f"got --host {host} without a token: whoever reaches it could read every record and "
@@ -86,7 +86,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _token(file: Path | None) -> str | None:
+def read_token(file: Path | None) -> str | None:
+    """Return the token in `file`, else that of the environment's RETORT_TOKEN, else None.
+
+    Raises:
+        AccessRefusedError: the file cannot be read, or the token is too short.
+    """
     if file is not None:
         try:
             token, source = file.read_text().strip(), f"--token-file {file}"

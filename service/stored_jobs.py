@@ -15,7 +15,7 @@ from service.answers import (
 from service.conditional import cursor_after, job_before
 from service.database import default_url
 from service.job_source import JobSourceError, Json
-from service.jobs import IllegalTransitionError, Periods
+from service.jobs import IllegalTransitionError, Periods, State
 from service.store import open_store
 
 T = TypeVar("T")
@@ -28,10 +28,14 @@ class StoredJobs:
         self._store = open_store(default_url() if url is None else url)
         self._periods = Periods()
 
-    def jobs(self, *, cursor: str | None = None, **filters: Any) -> Json:
+    def jobs(self, *, limit: int, **filters: Any) -> Json:
         """Return a page of jobs."""
+        cursor = filters.pop("cursor", None)
         before = None if cursor is None else job_before(cursor)
-        page = self._store.list(cursor=before, **filters)
+        state = filters.pop("state", None)
+        if state is not None:
+            filters["state"] = State(state)
+        page = self._store.list(limit=limit, cursor=before, **filters)
         following = None if page.next_cursor is None else cursor_after(page.next_cursor)
         return _json(jobs_answer(page, self._periods, following))
 

@@ -1,4 +1,4 @@
-"""Where a job is, for the one who started or watches it: a bar on a terminal, plain lines elsewhere.
+"""Where a job is, for who started or watches it: a bar on a terminal, plain lines elsewhere.
 
 On a terminal two lines are kept up to date, without colour where NO_COLOR is set. Elsewhere, as in
 a log file, there is one line every 30 s, or as soon as another percent is done and 5 s have passed.
@@ -43,6 +43,7 @@ class ProgressDisplay:
         self._kind = kind
         self._started_s = self._shown_s = time.monotonic()
         self._percent = -1
+        self._ended = False
         self._metrics: dict[str, float] = {}
         console = Console(stderr=True, highlight=False)
         moves = sys.stderr.isatty() and not console.is_dumb_terminal
@@ -66,8 +67,10 @@ class ProgressDisplay:
             due = waited_s > _REFRESH_S
         else:
             due = waited_s > (_PERCENT_S if percent > self._percent else _LINE_S)
-        if not (due or starts_waiting or progress.done == progress.total):
+        ends = progress.done == progress.total and not self._ended
+        if not (due or starts_waiting or ends):
             return
+        self._ended = self._ended or ends
         self._shown_s, self._percent = now_s, percent
         figures = spell({name: self._metrics[name] for name in SHOWN if name in self._metrics})
         self._print(progress, _place(progress, rate, left_s), figures)

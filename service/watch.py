@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from service.database import StoreError
 from service.job_source import JobSource, JobSourceError, Json
+from service.jobs import Periods
 from service.listing import state_words
 from service.terminal import ProgressDisplay
 
 EXIT_CODES = {"succeeded": 0, "failed": 10, "crashed": 11, "cancelled": 12}
 DETACHED = 130
-_CRASHED_AFTER_S = 120.0
+_CRASHED_AFTER_S = Periods().crashed_s
 """A job reads as crashed from this age of its heartbeat on, so it has been for the rest of it."""
 _POLL_S = 2.0
 _AWAY_S = 5.0
@@ -47,7 +48,7 @@ def watch(source: JobSource, job_id: str, *, crashed_s: float, as_json: bool) ->
                 code = _exit_code(job, crashed_s)
                 if code is not None:
                     return code
-                time.sleep(job.get("poll_after_s") or _POLL_S)
+                time.sleep(job["poll_after_s"] or _POLL_S)
                 job = _ask_until_answered(source, job_id)
     except KeyboardInterrupt:
         _log(f"detached; job {job_id} goes on")
@@ -92,9 +93,7 @@ def _ask_until_answered(source: JobSource, job_id: str) -> Json:
 def _seen(job: Json) -> Seen:
     progress = job["progress"]
     metrics = {name: value for name, value in job["metrics"].items() if value is not None}
-    return Seen(
-        progress["done"], progress["total"], progress["unit"], progress["resumed"], metrics
-    )
+    return Seen(progress["done"], progress["total"], progress["unit"], progress["resumed"], metrics)
 
 
 def _log(line: str) -> None:

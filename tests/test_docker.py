@@ -77,7 +77,7 @@ def test_packages_are_installed_by_hash_and_leave_no_cache(path):
     installs = [run for run in runs if "pip install" in run]
     for run in installs:
         assert "--no-cache-dir" in run
-        assert "--require-hashes" in run or run.count("-r ") == 0 and "--no-deps" in run
+        assert "--require-hashes" in run or (run.count("-r ") == 0 and "--no-deps" in run)
     assert any("--require-hashes" in run for run in installs)
     for run in runs:
         if "apt-get install" in run:

@@ -176,7 +176,11 @@ def test_nothing_is_sent_again_that_the_page_already_has(
         page.goto(base + path)
         expect(page.get_by_role("progressbar").first).to_be_visible()
         page.wait_for_timeout(2500)
-        polled = [status for asked, status in answers if re.search(r"/jobs(/\w+)?(\?limit=50)?$", asked) and "/api/" in asked]
+        polled = [
+            status
+            for asked, status in answers
+            if re.search(r"/jobs(/\w+)?(\?limit=50)?$", asked) and "/api/" in asked
+        ]
         assert polled[0] == 200
         assert set(polled[1:]) == {304}
 
@@ -184,8 +188,13 @@ def test_nothing_is_sent_again_that_the_page_already_has(
 @pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_both_pages_fit_and_can_be_read(
-    scheme: str, viewport: dict[str, int], base: str, store: JobStore, trained: str,
-    open_tab: Callable[..., Page], tmp_path: Path,
+    scheme: str,
+    viewport: dict[str, int],
+    base: str,
+    store: JobStore,
+    trained: str,
+    open_tab: Callable[..., Page],
+    tmp_path: Path,
 ) -> None:
     failed = job_id(2, bytes(10))
     store.create(failed, kind="cache-teacher", unit="records", host="gpu-2", pid=8, config={})
@@ -214,7 +223,10 @@ def test_both_pages_fit_and_can_be_read(
 # Texts whose contrast to what lies behind them is below 4.5 (WCAG 2.2, 1.4.3), with the ratio.
 UNREADABLE = """() => {
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const channel = (value) => { const c = value / 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+  const channel = (value) => {
+    const c = value / 255;
+    return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  };
   const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
   const behind = (node) => {
     for (let at = node; at; at = at.parentElement) {
@@ -297,7 +309,9 @@ def test_everything_can_be_reached_by_keyboard(
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     table = page.get_by_role("region", name="Loss, as a table")
-    expect(table.get_by_role("columnheader")).to_have_text(["step", "loss", "cross-entropy", "distillation"])
+    expect(table.get_by_role("columnheader")).to_have_text(
+        ["step", "loss", "cross-entropy", "distillation"]
+    )
 
 
 def test_a_job_is_stopped_from_the_page(
@@ -378,7 +392,16 @@ def test_what_a_job_says_of_itself_is_text_and_never_markup(
     store.create(job, kind=markup, unit=markup, host=markup, pid=1, config={markup: markup})
     store.transition(job, State.RUNNING)
     point = Point(markup[:64], 1, 1.0)
-    store.update(job, done=1, total=2, resumed=0, rate=None, eta_s=None, metrics={markup: 1.0}, points=[point])
+    store.update(
+        job,
+        done=1,
+        total=2,
+        resumed=0,
+        rate=None,
+        eta_s=None,
+        metrics={markup: 1.0},
+        points=[point],
+    )
     store.transition(job, State.FAILED, markup)
     for path in ("/", f"/jobs/{job}"):
         page = open_tab(base + path)
@@ -387,7 +410,9 @@ def test_what_a_job_says_of_itself_is_text_and_never_markup(
         assert page.locator("main img, main script").count() == 0
 
 
-def test_the_pages_are_the_same_for_everyone_and_a_wrong_id_is_a_problem(base: str, trained: str) -> None:
+def test_the_pages_are_the_same_for_everyone_and_a_wrong_id_is_a_problem(
+    base: str, trained: str
+) -> None:
     with httpx.Client(base_url=base) as client:
         page = client.get(f"/jobs/{trained}")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
