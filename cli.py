@@ -4,12 +4,13 @@ Imports are per command, so that `serve` runs in an environment without torch.
 """
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -79,9 +80,17 @@ def cache_teacher(
     index = _index(settings, data)
     teacher = _teacher(settings, index.class_count, device)
     cache = open_or_create(out, settings, index, teacher)
-    config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
+    record = _Record(
+        kind="cache-teacher",
+        unit="records",
+        config={**settings.model_dump(mode="json"), "recipe": recipe.stem},
+        out=out,
+        device=str(teacher.device),
+        rank=rank,
+        images_per_unit=1,
+    )
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
-    _run(job, "cache-teacher", "records", config)
+    _run(job, record, {"zarr.json": out / "zarr.json"})
     left = len(missing_blocks(cache))
     state = f"{left} blocks are still with other writers" if left else "complete"
     print(f"cache {out}: {cache.view_count} views of {len(index)} images, {state}")
@@ -136,13 +145,18 @@ def train_student(
         )
     validation = index_folder(val, class_ids=training.index.class_ids)
     run = start_or_continue(out, settings, training, validation)
-    config = {
-        "recipe": recipe.stem,
-        "student": settings.student.model,
-        "alpha": settings.distill.alpha,
-        "epochs": settings.schedule.epochs,
-    }
-    _run(train(run, training, validation, device=_device(device)), "train-student", "steps", config)
+    record = _Record(
+        kind="train-student",
+        unit="steps",
+        config={**settings.model_dump(mode="json"), "recipe": recipe.stem},
+        out=out,
+        device=str(_device(device)),
+        rank=int(os.environ.get("RANK", "0")),
+        images_per_unit=settings.optimizer.batch_size,
+    )
+    job = train(run, training, validation, device=_device(device))
+    left = {file.name: file for file in (run.summary, run.last, run.best)}
+    _run(job, record, left)
     summary = json.loads(run.summary.read_text())
     shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
     print(f"run {out}: " + spell({name: summary[name] for name in shown if name in summary}))
@@ -317,7 +331,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            envvar="RETORT_ALLOW_HOST",
+            envvar="RETORT_ALLOW_HOSTS",
             help="A further name under which the service is asked for; repeatable.",
         ),
     ] = None,
@@ -350,6 +364,7 @@ def demo(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
+    logging.basicConfig(format="%(message)s")  # warnings are shown, whoever else listens to them
     try:
         app(default_map=project_defaults(PROJECT_FILE, typer.main.get_command(app)))
     except ProjectFileError as error:
@@ -360,36 +375,70 @@ def main() -> None:
         sys.exit(_complain(f"{error}: nothing already done is lost; mend this and run it again", 1))
 
 
-def _run(job: Iterator["Progress"], kind: str, unit: str, config: Mapping[str, Any]) -> None:
-    """Drain a job: print, record, and stop it between steps when a signal asks for it."""
+class _Record(TypedDict):
+    """What `record_job` is told of a job."""
+
+    kind: str
+    unit: str
+    config: Mapping[str, Any]
+    out: Path
+    device: str
+    rank: int
+    images_per_unit: int
+
+
+def _run(job: Iterator["Progress"], record: _Record, artifacts: Mapping[str, Path]) -> None:
+    """Drain a job: print, record, and stop it between steps when a signal or a reader asks."""
     from service.recorder import record_job
     from service.stop import StopSignal
 
     stop = StopSignal()
-    with record_job(kind=kind, unit=unit, config=config) as recorder:
+    with record_job(**record) as recorder:
         with stop:
-            _drain(job, stop, recorder, kind)
-        if stop.signal is None:
+            stopped = _drain(job, stop, recorder, record["kind"])
+        for name, file in artifacts.items():
+            recorder.artifact(name, file)
+        if not stopped:
             recorder.finish("succeeded")
             return
-        recorder.finish("cancelled", f"stopped by {stop.signal.name}; saved")
-    print(f"stopped by {stop.signal.name}; saved: the same command continues", file=sys.stderr)
-    raise SystemExit(128 + stop.signal)
+        reason = "request" if stop.signal is None else stop.signal.name
+        recorder.finish("cancelled", f"stopped by {reason}; saved")
+    print(f"stopped by {reason}; saved: the same command continues", file=sys.stderr)
+    raise SystemExit(_cancelled() if stop.signal is None else 128 + stop.signal)
 
 
-def _drain(job: Iterator["Progress"], stop: "StopSignal", recorder: "Recorder", kind: str) -> None:
+def _cancelled() -> int:
+    """The exit code of a job that was cancelled by request.
+
+    Where torchrun would start a failed process again, it is 0: the job is not to go on.
+    """
+    restarts, allowed = (
+        int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
+        for name in ("RESTART_COUNT", "MAX_RESTARTS")
+    )
+    return 0 if restarts < allowed else 12
+
+
+def _drain(job: Iterator["Progress"], stop: "StopSignal", recorder: "Recorder", kind: str) -> bool:
+    """Show and record a job's progress; return whether it was stopped before its end."""
     from service.terminal import ProgressDisplay
 
     with ProgressDisplay(kind) as display:
         for progress in job:
             display.show(progress)
             recorder.progress(
-                progress.done, progress.total, progress.metrics, resumed=progress.resumed
+                progress.done,
+                progress.total,
+                progress.metrics,
+                progress.resumed,
+                own=progress.own,
+                saved=progress.saved,
             )
-            if stop.signal is not None:
+            if stop.signal is not None or recorder.cancel_requested:
                 print("stopping after this step or block ...", file=sys.stderr, flush=True)
                 job.close()  # type: ignore[attr-defined]
-                break
+                return True
+    return False
 
 
 def _verification(facts: Mapping[str, Any]) -> str:

@@ -5,6 +5,31 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePath
 
+CONFIG_KEYS = frozenset(
+    word
+    for line in (
+        "recipe data views.count views.size views.interpolation views.seed views.reuse",
+        "teacher.model teacher.batch_size teacher.pretrained topk.k topk.temperatures",
+        "student.model distill.alpha distill.temperature distill.tail optimizer.name",
+        "optimizer.batch_size optimizer.micro_batch optimizer.lr optimizer.weight_decay",
+        "schedule.epochs schedule.warmup_epochs schedule.min_lr ema.decay ema.warmup",
+        "reparam.branches evaluation.crop_ratio loader.workers run.seed run.threads world_size",
+    )
+    for word in line.split()
+)
+"""What of a recipe a record shows, by section and key; anything else stays with the job."""
+
+
+def shown_config(recipe: Mapping[str, object]) -> dict[str, object]:
+    """Return what of a recipe a record shows: nested sections flattened to dotted keys."""
+    found: dict[str, object] = {}
+    for name, value in recipe.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            found[str(name)] = value
+    return {name: value for name, value in found.items() if name in CONFIG_KEYS}
+
 
 def public_text(text: str, limit: int = 500) -> str:
     """Return `text` as any reader of the service may see it, at most `limit` characters of it.

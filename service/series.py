@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     Connection,
     Double,
     and_,
     bindparam,
-    cast,
     func,
     select,
     type_coerce,
@@ -112,7 +110,7 @@ def read_series(connection: Connection, job_id: str, name: str, points: int) -> 
         steps, times, values = zip(*rows, strict=True) if rows else ((), (), ())
         return Series(name, steps, times, values, values, values, count)
     width = -(-(last - first + 1) // points)
-    bucket = cast((_m.step - first).op("/")(width), BigInteger)
+    bucket = (_m.step - first) // width
     buckets = (
         select(
             func.min(_m.value).label("low"),

@@ -50,6 +50,14 @@ class Page:
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Beaten:
+    """The job that a process belongs to, and its stored state."""
+
+    job_id: str
+    state: State
+
+
 def open_store(url: str) -> "JobStore":
     """Return the store at `url`; nothing is connected to or created yet.
 
@@ -229,29 +237,32 @@ class JobStore:
                 raise
         return self.get(job_id)
 
-    def latest_alive(self, target: str, attempt: int) -> str | None:
-        """Return the id of the newest job of that target and attempt that has not ended."""
-        query = select(func.max(_j.id)).where(
+    def beat_rank(
+        self,
+        target: str,
+        attempt: int,
+        rank: Rank,
+        said: Sequence[Said] = (),
+        *,
+        known: str | None = None,
+    ) -> Beaten | None:
+        """Write the row of a process other than the first, in the newest job of that target.
+
+        A job that has ended is left for the one `known` before; None where there is neither.
+        """
+        newest = select(func.max(_j.id)).where(
             _j.target == target, _j.attempt == attempt, _j.state.not_in(_FINAL)
         )
-        with self._database.reading() as connection:
-            return None if connection is None else connection.scalar(query)
-
-    def beat_rank(self, job_id: str, rank: Rank, said: Sequence[Said] = ()) -> State:
-        """Write the row of a process other than the first, and return the job's stored state.
-
-        Raises:
-            NoSuchJobError: the database does not hold the job.
-        """
         with self._database.writing() as connection:
+            job_id: str | None = connection.scalar(newest) or known
+            state = None if job_id is None else _stored_state(connection, job_id)
+            if job_id is None or state is None:
+                return None
             if said:
                 connection.execute(_next_version(job_id))
-            state = _stored_state(connection, job_id)
-            if state is None:
-                raise NoSuchJobError(job_id)
             beat(connection, job_id, rank)
             add_said(connection, job_id, rank.rank, said)
-        return state
+        return Beaten(job_id, state)
 
     def get(self, job_id: str) -> Observed | None:
         """Return the job of that id, or None."""

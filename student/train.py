@@ -87,10 +87,11 @@ def _train(
             metrics |= accuracies
             _keep_if_best(run, state, trainee, accuracies)
             interval.restart_clock()
-        if epoch_ends or state.is_due(recipe.run.checkpoint_every_s):
+        saves = epoch_ends or state.is_due(recipe.run.checkpoint_every_s)
+        if saves:
             _save(run, state, trainee, interval)
         try:
-            yield Progress(state.step, plan.total_steps, "steps", metrics, resumed)
+            yield Progress(state.step, plan.total_steps, "steps", metrics, resumed, saved=saves)
         except GeneratorExit:
             _save(run, state, trainee, interval)
             raise
