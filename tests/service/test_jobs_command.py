@@ -84,6 +84,7 @@ def said(
 def create(store: JobStore, number: int = 1) -> str:
     job = job_id(number, bytes(10))
     more: dict[str, Any] = {"config": {"epochs": 3}, "environment": {"torch": "2.15.0"}}
+    more |= {"target": "run"}
     store.create(job, kind="train-student", unit="steps", host="gpu-1", pid=7, **more)
     return job
 
@@ -100,7 +101,7 @@ def test_the_records_and_a_service_say_the_same(
     job = create(store)
     run(store, job)
     for rank in (0, 1):
-        store.beat_rank(job, Rank(rank, "gpu-1", 7 + rank, State.RUNNING, 20 + rank))
+        store.beat_rank("run", 0, Rank(rank, "gpu-1", 7 + rank, State.RUNNING, 20 + rank))
     with live_service(url) as base:
         for command in (["ls"], ["show", job[:14]]):
             stored, served = (
