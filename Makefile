@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: setup demo test test-all check bench lock clean
+.PHONY: setup demo test test-all browser check bench lock clean
 
 setup: .venv/.installed
 
@@ -25,6 +25,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest $(TESTS)
+
+# what the page's tests open; without it they are skipped
+browser:
+	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install --yes --no-install-recommends chromium; }
 
 check: setup
 	$(BIN)/ruff format --check .

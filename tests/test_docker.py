@@ -1,16 +1,28 @@
 """docker/, checked without a container engine: what the files say is there, and is meant."""
 
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from dockerfiles import instructions, last
+from fastapi.testclient import TestClient
 from small import REPOSITORY
+from test_cli import free_port
 from typer.main import get_command
 
 from cli import app
+from service.app import create_app
+from service.recorder import record_job
 
 DOCKER = REPOSITORY / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
@@ -176,3 +188,141 @@ def test_the_slurm_script_is_bash_and_asks_torchrun_for_what_it_has():
     options = shlex.split(run.split("torchrun ", 1)[1])
     parsed = get_args_parser().parse_args([each.replace("$@", "--help") for each in options])
     assert (parsed.module, parsed.training_script, parsed.rdzv_backend) == (True, "cli", "c10d")
+
+
+def test_prometheus_scrapes_the_service_that_compose_starts():
+    scrape = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    (job,) = scrape["scrape_configs"]
+    service = COMPOSE["services"]["service"]
+    (target,) = job["static_configs"][0]["targets"]
+    host, port = target.split(":")
+    assert COMPOSE["services"][host] is service
+    assert service["ports"][0].endswith(f":{port}")
+    assert f"RETORT_ALLOW_HOST:-{host}" in service["environment"]["RETORT_ALLOW_HOST"]
+    secret = job["authorization"]["credentials_file"]
+    assert secret == service["environment"]["RETORT_TOKEN_FILE"] == "/run/secrets/retort_token"
+    assert "retort_token" in COMPOSE["services"]["prometheus"]["secrets"]
+    for name in scrape["rule_files"]:
+        assert (DOCKER / "prometheus" / name).exists()
+
+
+def test_alerts_ask_for_metrics_and_labels_that_the_service_has(tmp_path):
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    with record_job(url, kind="train-student", unit="steps") as recorder:
+        recorder.progress(1, 2, {"loss": 0.5})
+    text = TestClient(create_app(url), "http://127.0.0.1").get("/metrics").text
+    offered = set(re.findall(r"^# TYPE (\w+)", text, flags=re.M))
+    offered |= {f"{name}_bucket" for name in offered}
+    rules = yaml.safe_load((DOCKER / "prometheus" / "retort.rules.yml").read_text())
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
+    assert len(alerts) >= 6
+    for alert in alerts:
+        assert set(alert) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert alert["labels"]["severity"] in ("warning", "critical")
+        assert alert["annotations"]["summary"]
+        asked = set(re.findall(r"retort_\w+", alert["expr"]))
+        assert asked <= offered, alert["alert"]
+        assert asked or alert["expr"].startswith('up{job="retort"}')
+        for label, value in re.findall(r'(\w+)="(\w+)"', alert["expr"]):
+            assert label == "job" or f'{label}="{value}"' in text
+
+
+@pytest.mark.slow
+def test_the_service_images_steps_work_in_an_empty_environment():
+    """Every step of service.Dockerfile but the base image: installed, copied, started, stopped."""
+    root = Path(tempfile.mkdtemp(dir="/tmp"))  # below no folder that another user may not enter
+    try:
+        root.chmod(0o755)
+        image = Image(root, instructions(DOCKER / "service.Dockerfile"))
+        image.build()
+        token = root / "token"
+        token.write_text("0123456789abcdef" * 2)
+        token.chmod(0o444)
+        records = root / "records"
+        records.mkdir()
+        with record_job(f"sqlite:///{records}/jobs.db", kind="train-student", unit="steps"):
+            pass
+        if os.geteuid() == 0:
+            for each in (records, *records.iterdir()):
+                os.chown(each, image.user, image.user)
+        process = image.start(RETORT_TOKEN_FILE=token, RETORT_DB=f"sqlite:///{records}/jobs.db")
+        try:
+            address = f"http://127.0.0.1:{image.port}"
+            for _ in range(300):
+                if image.is_healthy():
+                    break
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.1)
+            assert httpx.get(f"{address}/livez").json() == {"status": "alive"}
+            assert httpx.get(f"{address}/api/v1/jobs").status_code == 401
+            bearer = {"Authorization": f"Bearer {token.read_text()}"}
+            (job,) = httpx.get(f"{address}/api/v1/jobs", headers=bearer).json()["jobs"]
+            assert job["status"] == "succeeded"
+            assert "uPlot" in httpx.get(f"{address}/static/uplot/uPlot.iife.min.js").text
+            assert httpx.get(address).status_code == 200
+        finally:
+            process.send_signal(image.stop_signal)
+            _, error = process.communicate(timeout=30)
+        assert process.returncode in (0, -image.stop_signal), error
+        assert "Traceback" not in error
+        assert not image.is_healthy()
+    finally:
+        shutil.rmtree(root)
+
+
+class Image:
+    """A Dockerfile's steps, done below a folder instead of in a container."""
+
+    def __init__(self, root, found):
+        self.root, self.found = root, found
+        self.user = int(last(found, "USER").text.split(":")[0])
+        self.stop_signal = signal.Signals[last(found, "STOPSIGNAL").text]
+        self.port = free_port()
+
+    def at(self, text):
+        """Paths of the image, below the folder."""
+        return re.sub(r"(?<![\w.])/(opt|app|tmp)/", rf"{self.root}/\1/", text)
+
+    def build(self):
+        (self.root / "tmp").mkdir()
+        for each in self.found:
+            if each.word == "COPY":
+                sources, target = each.copied
+                for source in sources:
+                    self.copy(REPOSITORY / source, Path(self.at(target)), into=target.endswith("/"))
+            if each.word == "RUN":
+                command = self.at(each.text.replace("/app", "/app/"))
+                environment = {**os.environ, "PATH": f"{self.path}:{os.environ['PATH']}"}
+                subprocess.run(["sh", "-ec", command], check=True, env=environment)
+
+    @property
+    def path(self):
+        return f"{self.root}/opt/retort/bin:{Path(sys.executable).parent}"
+
+    def copy(self, source, target, *, into):
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            return
+        target = target / source.name if into else target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+
+    def start(self, **environment):
+        """Start ENTRYPOINT with CMD, as USER, with nothing of this environment."""
+        argv = last(self.found, "ENTRYPOINT").argv + last(self.found, "CMD").argv
+        given = [self.at(each) if each != "8000" else str(self.port) for each in argv]
+        return subprocess.Popen(
+            given,
+            env={"PATH": self.path, **{name: str(value) for name, value in environment.items()}},
+            cwd=self.root / "app",
+            stderr=subprocess.PIPE,
+            text=True,
+            **({"user": self.user, "group": self.user} if os.geteuid() == 0 else {}),
+        )
+
+    def is_healthy(self):
+        """Whether HEALTHCHECK's command says so."""
+        argv = last(self.found, "HEALTHCHECK").argv
+        command = [each.replace(":8000/", f":{self.port}/") for each in argv]
+        done = subprocess.run(command, env={"PATH": self.path}, capture_output=True, check=False)
+        return done.returncode == 0
