@@ -7,6 +7,7 @@ where the file was deleted or replaced since.
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -86,6 +87,7 @@ class Database:
         self._engine = writer
         self._reader = reader
         self._file = file
+        weakref.finalize(self, reader.dispose)  # connections that are kept end with their keeper
 
     @property
     def is_local(self) -> bool:

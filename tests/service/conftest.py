@@ -40,7 +40,7 @@ def url(file: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """A PostgreSQL server of this process's own; yields the URL of an empty database."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wheel's start, not ours
