@@ -242,7 +242,7 @@ def test_the_service_images_steps_work_in_an_empty_environment():
         records.mkdir()
         with record_job(f"sqlite:///{records}/jobs.db", kind="train-student", unit="steps"):
             pass
-        if os.geteuid() == 0:
+        if image.switches:
             for each in (records, *records.iterdir()):
                 os.chown(each, image.user, image.user)
         process = image.start(RETORT_TOKEN_FILE=token, RETORT_DB=f"sqlite:///{records}/jobs.db")
@@ -270,6 +270,16 @@ def test_the_service_images_steps_work_in_an_empty_environment():
         shutil.rmtree(root)
 
 
+def interpreter():
+    """A Python that the image's user may start too, if there is one: this one or the system's."""
+    found = [Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()]
+    return next((each for each in found if each.exists() and open_to_others(each)), found[0])
+
+
+def open_to_others(path):
+    return all(each.stat().st_mode & 0o001 for each in (path, *path.parents))
+
+
 class Image:
     """A Dockerfile's steps, done below a folder instead of in a container."""
 
@@ -278,6 +288,8 @@ class Image:
         self.user = int(last(found, "USER").text.split(":")[0])
         self.stop_signal = signal.Signals[last(found, "STOPSIGNAL").text]
         self.port = free_port()
+        self.python = interpreter()
+        self.switches = os.geteuid() == 0 and open_to_others(self.python)
 
     def at(self, text):
         """Paths of the image, below the folder."""
@@ -292,12 +304,12 @@ class Image:
                     self.copy(REPOSITORY / source, Path(self.at(target)), into=target.endswith("/"))
             if each.word == "RUN":
                 command = self.at(each.text.replace("/app", "/app/"))
-                environment = {**os.environ, "PATH": f"{self.path}:{os.environ['PATH']}"}
-                subprocess.run(["sh", "-ec", command], check=True, env=environment)
+                base = f'python() {{ "{self.python}" "$@"; }}; '  # the base image's
+                subprocess.run(["sh", "-ec", base + command], check=True)
 
     @property
     def path(self):
-        return f"{self.root}/opt/retort/bin:{Path(sys.executable).parent}"
+        return f"{self.root}/opt/retort/bin"
 
     def copy(self, source, target, *, into):
         if source.is_dir():
@@ -317,7 +329,7 @@ class Image:
             cwd=self.root / "app",
             stderr=subprocess.PIPE,
             text=True,
-            **({"user": self.user, "group": self.user} if os.geteuid() == 0 else {}),
+            **({"user": self.user, "group": self.user} if self.switches else {}),
         )
 
     def is_healthy(self):
