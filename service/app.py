@@ -35,7 +35,7 @@ def create_app(
     traffic = Traffic()
     periods = Periods() if periods is None else periods
     # no docs pages: they load scripts from elsewhere
-    app = FastAPI(title="Retort", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Retort", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.traffic = traffic
     answer_problems(app)
     app.include_router(job_routes(store, periods))

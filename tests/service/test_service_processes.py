@@ -61,21 +61,21 @@ def test_a_request_over_http_stops_every_rank_of_a_running_job(
     job = first.stdout.readline().strip()
     second = start_python(JOB, url, "1")
     _, base = serve(url)
-    with httpx.Client(base_url=f"{base}/api/v1/jobs/{job}") as client:
-        eventually(lambda: len(client.get("/ranks").json().get("ranks", ())) == 2, 20.0)
-        assert client.post("/cancel").status_code == 202
+    with httpx.Client(base_url=f"{base}/api/v1/jobs/") as client:
+        eventually(lambda: len(client.get(f"{job}/ranks").json().get("ranks", ())) == 2, 20.0)
+        assert client.post(f"{job}/cancel").status_code == 202
         for process in (first, second):
             _, errors = process.communicate(timeout=20)
             assert (process.returncode, errors) == (0, "")
-        body = client.get("").json()
+        body = client.get(job).json()
         assert (body["state"], body["reason"]) == ("cancelled", "saved")
-        ranks = client.get("/ranks").json()["ranks"]
+        ranks = client.get(f"{job}/ranks").json()["ranks"]
         assert [(r["rank"], r["state"], r["pid"]) for r in ranks] == [
             (0, "cancelled", first.pid),
             (1, "cancelled", second.pid),
         ]
-        assert client.post("/cancel").status_code == 409
-        names = client.get("/metrics").json()["names"]
+        assert client.post(f"{job}/cancel").status_code == 409
+        names = client.get(f"{job}/metrics").json()["names"]
         assert [name["name"] for name in names] == ["loss"]
         assert names[0]["last_step"] == body["progress"]["done"]
 
@@ -124,22 +124,22 @@ def test_of_eight_writers_killed_over_and_over_no_acknowledged_write_is_lost(
 ) -> None:
     job = create(store)
     acknowledged = dict.fromkeys(range(8), 0)
-    for _ in range(3):
 
-        def storm(writer: int) -> int:
-            process = start_python(WRITER, url, job, str(writer), str(acknowledged[writer]))
-            seen = [process.stdout.readline() for _ in range(4)]
-            process.send_signal(signal.SIGKILL)
-            rest = process.communicate()[0]
-            lines = [line for line in ("".join(seen) + rest).split("\n")[:-1] if line]
-            return int(lines[-1])
+    def storm(writer: int) -> int:
+        process = start_python(WRITER, url, job, str(writer), str(acknowledged[writer]))
+        seen = [process.stdout.readline() for _ in range(4)]
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate()[0]
+        whole = ("".join(seen) + rest).split("\n")[:-1]
+        return int(whole[-1])
 
+    for _ in range(2):
         with ThreadPoolExecutor(8) as pool:
-            acknowledged = dict(enumerate(pool.map(storm, range(8))))
+            acknowledged.update(enumerate(pool.map(storm, range(8))))
     names = {series.name: series for series in store.metric_names(job)}
     for writer, steps in acknowledged.items():
         (series,) = store.metrics(job, [f"w{writer}"], 2000)
-        assert steps >= 12
+        assert steps >= 8
         assert list(series.steps)[:steps] == list(range(1, steps + 1))
         assert names[f"w{writer}"].points >= steps
 
