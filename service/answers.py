@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from service.events import Event, EventKind
 from service.jobs import Observed, Periods, State, Status
 from service.ranks import RankRecord
+from service.reader import Page
 from service.series import Series, SeriesName
-from service.store import Page
 
 ALIVE_POLL_S, STALE_POLL_S = 2.0, 10.0
 """After how long asking again may tell something new."""

@@ -5,34 +5,21 @@ database's clock.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeGuard
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, func, insert, select, update
+from sqlalchemy import Connection, case, func, insert, select, update
 
-from service.database import Database, StoreError, open_database
-from service.events import Event, Said, add_said, add_state, read_events
-from service.jobs import IllegalTransitionError, JobRecord, Observed, Periods, State, is_job_id
-from service.ranks import Rank, RankRecord, beat, read_ranks
-from service.schema import database_now, jobs_table, ranks_table
-from service.series import Point, Series, SeriesName, add_points, read_series, series_names
-from service.summary import KindSummary, summarize
+from service.database import StoreError, open_database
+from service.events import Said, add_said, add_state
+from service.jobs import IllegalTransitionError, Observed, State
+from service.ranks import Rank, beat
+from service.reader import JobReader, stored_state
+from service.schema import database_now, jobs_table
+from service.series import Point, add_points
 
 _j = jobs_table.c
-_FIELDS = tuple(field.name for field in fields(JobRecord) if field.name != "ranks")
-_LONG = frozenset({"config", "environment", "artifacts"})
 _FINAL = tuple(state for state in State if state.is_final)
-_READ = (
-    database_now().label("now"),
-    select(func.count())
-    .select_from(ranks_table)
-    .where(ranks_table.c.job == _j.id)
-    .scalar_subquery()
-    .label("ranks"),
-)
-_ONE = select(*(_j[name] for name in _FIELDS), *_READ).where(_j.id == bindparam("job_id"))
-_ROWS = select(*(_j[name] for name in _FIELDS if name not in _LONG), *_READ).order_by(_j.id.desc())
-_STATE = select(_j.state).where(_j.id == bindparam("job_id"))
 
 
 class NoSuchJobError(StoreError):
@@ -40,14 +27,6 @@ class NoSuchJobError(StoreError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"the job database holds no job {job_id}: it was deleted or replaced")
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Jobs, newest first, and the id after which the next page begins, None after the last."""
-
-    jobs: tuple[Observed, ...]
-    next_cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +46,8 @@ def open_store(url: str) -> "JobStore":
     return JobStore(open_database(url))
 
 
-class JobStore:
-    """The records of one database.
-
-    Every method raises `StoreError` when the database cannot be used now, and `StoreRefusedError`
-    when it is of another schema version.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    @property
-    def is_local(self) -> bool:
-        """Whether reading is a matter of microseconds: a file, no server in between."""
-        return self._database.is_local
+class JobStore(JobReader):
+    """The records of one database, read and written."""
 
     def prepare(self) -> None:
         """Make the database and its tables where they are missing; writers call it first."""
@@ -132,7 +99,7 @@ class JobStore:
             version=0,
         )
         with self._database.writing() as connection:
-            if _stored_state(connection, job_id) is None:
+            if stored_state(connection, job_id) is None:
                 connection.execute(new)
                 add_state(connection, job_id, State.PENDING.value)
 
@@ -215,7 +182,7 @@ class JobStore:
                 if rank is not None:
                     beat(connection, job_id, rank)
                 return
-            current = _stored_state(connection, job_id)
+            current = stored_state(connection, job_id)
         if current is None:
             raise NoSuchJobError(job_id)
         raise IllegalTransitionError(job_id, current, target)
@@ -255,7 +222,7 @@ class JobStore:
         )
         with self._database.writing() as connection:
             job_id: str | None = connection.scalar(newest) or known
-            state = None if job_id is None else _stored_state(connection, job_id)
+            state = None if job_id is None else stored_state(connection, job_id)
             if job_id is None or state is None:
                 return None
             if said:
@@ -263,81 +230,6 @@ class JobStore:
             beat(connection, job_id, rank)
             add_said(connection, job_id, rank.rank, said)
         return Beaten(job_id, state)
-
-    def get(self, job_id: str) -> Observed | None:
-        """Return the job of that id, or None."""
-        if not is_job_id(job_id):
-            return None
-        with self._database.reading() as connection:
-            if connection is None:
-                return None
-            row = connection.execute(_ONE, {"job_id": job_id}).one_or_none()
-        return None if row is None else _observed(row)
-
-    def list(
-        self,
-        *,
-        limit: int = 50,
-        cursor: str | None = None,
-        state: State | None = None,
-        kind: str | None = None,
-    ) -> Page:
-        """Return up to `limit` jobs, newest first, older than the job `cursor`.
-
-        Paged by key: a job that begins meanwhile neither repeats a row nor hides one. The rows
-        lack config, environment and artifacts.
-        """
-        query = _ROWS
-        if cursor is not None:
-            query = query.where(_j.id < cursor)
-        if state is not None:
-            query = query.where(_j.state == state)
-        if kind is not None:
-            query = query.where(_j.kind == kind)
-        with self._database.reading() as connection:
-            # one row more than asked for tells whether a next page exists
-            rows = () if connection is None else connection.execute(query.limit(limit + 1)).all()
-        jobs = tuple(_observed(row) for row in rows[:limit])
-        return Page(jobs, jobs[-1].record.id if len(rows) > limit else None)
-
-    def ranks(self, job_id: str) -> tuple[RankRecord, ...] | None:
-        """Return the processes of a job by rank; None if there is no such job."""
-        with self._database.reading() as connection:
-            if not _holds(connection, job_id):
-                return None
-            return read_ranks(connection, job_id)
-
-    def metric_names(self, job_id: str) -> tuple[SeriesName, ...] | None:
-        """Return which metrics a job has points of; None if there is no such job."""
-        with self._database.reading() as connection:
-            if not _holds(connection, job_id):
-                return None
-            return series_names(connection, job_id)
-
-    def metrics(
-        self, job_id: str, names: Sequence[str], points: int = 500
-    ) -> tuple[Series, ...] | None:
-        """Return metrics in at most `points` entries each; None if there is no such job."""
-        with self._database.reading() as connection:
-            if not _holds(connection, job_id):
-                return None
-            return tuple(read_series(connection, job_id, name, points) for name in names)
-
-    def events(self, job_id: str, after: int = 0, limit: int = 200) -> tuple[Event, ...] | None:
-        """Return a job's events of ids above `after`, oldest first; None if it does not exist."""
-        with self._database.reading() as connection:
-            if not _holds(connection, job_id):
-                return None
-            return read_events(connection, job_id, after, limit)
-
-    def summary(self, periods: Periods) -> tuple[KindSummary, ...]:
-        """Return all jobs in a few figures by kind."""
-        with self._database.reading() as connection:
-            return () if connection is None else summarize(connection, periods)
-
-    def check(self) -> None:
-        """Raise if records cannot be read; a database that no job has made yet is well."""
-        self._database.check()
 
     def _write(
         self,
@@ -361,7 +253,7 @@ class JobStore:
                     beat(connection, job_id, rank)
                 add_points(connection, job_id, points)
                 add_said(connection, job_id, 0 if rank is None else rank.rank, said)
-            state = changed or _stored_state(connection, job_id)
+            state = changed or stored_state(connection, job_id)
         if state is None:
             raise NoSuchJobError(job_id)
         return state
@@ -369,21 +261,3 @@ class JobStore:
 
 def _next_version(job_id: str) -> Any:
     return update(jobs_table).where(_j.id == job_id).values(version=_j.version + 1)
-
-
-def _holds(connection: Connection | None, job_id: str) -> TypeGuard[Connection]:
-    """Whether the database is there and holds the job."""
-    if connection is None or not is_job_id(job_id):
-        return False
-    return _stored_state(connection, job_id) is not None
-
-
-def _stored_state(connection: Connection, job_id: str) -> State | None:
-    state: State | None = connection.scalar(_STATE, {"job_id": job_id})
-    return state
-
-
-def _observed(row: Any) -> Observed:
-    values = row._asdict()
-    now = values.pop("now")
-    return Observed(JobRecord(**values), now)
