@@ -5,7 +5,7 @@ TESTS ?= tests
 # a process a core; the tests of one file share their fixtures
 PYTEST = $(BIN)/python -m pytest $(TESTS) -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: setup demo test test-all check bench lock clean
+.PHONY: setup demo test test-all browser check bench lock clean
 
 setup: .venv/.installed
 
@@ -27,6 +27,10 @@ test: setup
 
 test-all: setup
 	$(PYTEST)
+
+# what the page's tests open; without it they are skipped
+browser:
+	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install --yes --no-install-recommends chromium; }
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -4,23 +4,26 @@ Imports are per command, so that `serve` runs in an environment without torch.
 """
 
 import json
+import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
+from service.commands import jobs_app
+from service.project_file import PROJECT_FILE, ProjectFileError, project_defaults
 from teacher_cache.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from service.recorder import Recorder
+    from service.stop import StopSignal
     from teacher_cache.images import ImageIndex
     from teacher_cache.progress import Progress
     from teacher_cache.recipe import CacheRecipe
@@ -30,8 +33,8 @@ app = typer.Typer(
     help="Distil a big image teacher into a compact student, and pay for the teacher once.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+app.add_typer(jobs_app, name="jobs")
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")
@@ -107,9 +110,17 @@ def cache_teacher(
     cache = open_or_create(
         root, settings, index, teacher, accept_pixel_libraries=accept_pixel_libraries
     )
-    config = {"recipe": recipe.stem, "teacher": settings.teacher.name, "views": cache.view_count}
+    record = _Record(
+        kind="cache-teacher",
+        unit="records",
+        config={**settings.model_dump(mode="json"), "recipe": recipe.stem},
+        out=out,
+        device=str(teacher.device),
+        rank=rank,
+        images_per_unit=1,
+    )
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
-    _run(job, "cache-teacher", "records", config)
+    _run(job, record, {"zarr.json": root / "zarr.json"} if isinstance(root, Path) else {})
     left = len(missing_blocks(cache))
     state = f"{left} blocks are still with other writers" if left else "complete"
     print(f"cache {root}: {cache.view_count} views of {len(index)} images, {state}")
@@ -140,6 +151,7 @@ def train_student(
     Several GPUs: torchrun --nproc-per-node N cli.py train-student ...; each takes its share of
     every batch.
     """
+    from service.terminal import spell
     from student.data import plain_data, replayed_data
     from student.ranks import joined
     from student.recipe import StudentRecipe
@@ -163,23 +175,26 @@ def train_student(
             accept_pixel_libraries=accept_pixel_libraries,
         )
     validation = index_images(val, class_ids=training.index.class_ids)
-    config = {
-        "recipe": recipe.stem,
-        "student": settings.student.model,
-        "alpha": settings.distill.alpha,
-        "epochs": settings.schedule.epochs,
-    }
     place = _device(device)
     with joined(place) as ranks:
         run = start_together(out, settings, training, validation, ranks)
+        record = _Record(
+            kind="train-student",
+            unit="steps",
+            config={**settings.model_dump(mode="json"), "recipe": recipe.stem},
+            out=str(out),
+            device=str(place),
+            rank=ranks.number,
+            images_per_unit=settings.optimizer.batch_size,
+        )
         job = train(run, training, validation, device=place, ranks=ranks)
+        left = {file.name: file for file in (run.summary, run.last, run.best)}
+        _run(job, record, left, shown=ranks.is_first)
         if not ranks.is_first:
-            _accompany(job)
             return
-        _run(job, "train-student", "steps", config)
     summary = json.loads(run.summary.read_text())
     shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
-    print(f"run {out}: " + _spell({name: summary[name] for name in shown if name in summary}))
+    print(f"run {out}: " + spell({name: summary[name] for name in shown if name in summary}))
 
 
 @app.command()
@@ -411,14 +426,30 @@ def _counts(text: str | None) -> list[int]:
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="RETORT_TOKEN_FILE",
+            help="Ask for the token in this file (else RETORT_TOKEN), 32 bytes or more.",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="RETORT_ALLOW_HOSTS",
+            help="A further name under which the service is asked for; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Answer HTTP queries about jobs; runs without torch."""
     from service.app import serve as serve_http
     from service.database import StoreRefusedError
+    from service.security import AccessRefusedError
 
     try:
-        serve_http(host=host, port=port)
-    except StoreRefusedError as error:
+        serve_http(host, port, token_file=token_file, allowed_hosts=tuple(allow_host or ()))
+    except (StoreRefusedError, AccessRefusedError) as error:
         sys.exit(_complain(str(error), 2))
 
 
@@ -439,121 +470,93 @@ def demo(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
+    logging.basicConfig(format="%(message)s")  # warnings are shown, whoever else listens to them
     try:
-        app()
+        app(default_map=project_defaults(PROJECT_FILE, typer.main.get_command(app)))
+    except ProjectFileError as error:
+        sys.exit(_complain(str(error), 2))
     except UserError as error:
         sys.exit(_complain(str(error), error.exit_code))
     except OSError as error:
         sys.exit(_complain(f"{error}: nothing already done is lost; mend this and run it again", 1))
 
 
-def _run(job: Iterator["Progress"], kind: str, unit: str, config: Mapping[str, Any]) -> None:
-    """Drain a job: print, record, and stop it between steps when a signal asks for it."""
-    from service.recorder import record_job
+class _Record(TypedDict):
+    """What `record_job` is told of a job."""
 
-    stop = _Stop()
-    with record_job(kind=kind, unit=unit, config=config) as recorder:
-        with stop:
-            _drain(job, stop, recorder, kind)
-        if stop.signal is None:
+    kind: str
+    unit: str
+    config: Mapping[str, Any]
+    out: str
+    device: str
+    rank: int
+    images_per_unit: int
+
+
+def _run(
+    job: Iterator["Progress"],
+    record: _Record,
+    artifacts: Mapping[str, Path],
+    *,
+    shown: bool = True,
+) -> None:
+    """Drain a job: print, record, and stop it between steps when a signal or a reader asks."""
+    from service.recorder import record_job
+    from service.stop import StopSignal
+    from teacher_cache.errors import StoppedTogether
+
+    stop = StopSignal()
+    with record_job(**record) as recorder:
+        try:
+            with stop:
+                stopped_by = _drain(job, stop, recorder, record["kind"] if shown else None)
+        except StoppedTogether:
+            stopped_by = "another rank"
+        for name, file in artifacts.items():
+            recorder.artifact(name, file)
+        if stopped_by is None:
             recorder.finish("succeeded")
             return
-        recorder.finish("cancelled", f"stopped by {stop.signal.name}; saved")
-    print(f"stopped by {stop.signal.name}; saved: the same command continues", file=sys.stderr)
-    raise SystemExit(128 + stop.signal)
+        recorder.finish("cancelled", f"stopped by {stopped_by}; saved")
+    print(f"stopped by {stopped_by}; saved: the same command continues", file=sys.stderr)
+    raise SystemExit(_cancelled() if stop.signal is None else 128 + stop.signal)
 
 
-def _accompany(job: Iterator["Progress"]) -> None:
-    """Drain a job that the first rank prints and records."""
-    with _Stop() as stop:
-        for _ in job:
-            if stop.signal is not None:
+def _cancelled() -> int:
+    """The exit code of a job that was cancelled by request.
+
+    Where torchrun would start a failed process again, it is 0: the job is not to go on.
+    """
+    restarts, allowed = (
+        int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
+        for name in ("RESTART_COUNT", "MAX_RESTARTS")
+    )
+    return 0 if restarts < allowed else 12
+
+
+def _drain(
+    job: Iterator["Progress"], stop: "StopSignal", recorder: "Recorder", kind: str | None
+) -> str | None:
+    """Show (a `kind`) and record a job's progress; return what stopped it before its end."""
+    from service.terminal import ProgressDisplay
+
+    with ProgressDisplay(kind) if kind else nullcontext() as display:
+        for progress in job:
+            if display is not None:
+                display.show(progress)
+            recorder.progress(
+                progress.done,
+                progress.total,
+                progress.metrics,
+                progress.resumed,
+                own=progress.own,
+                saved=progress.saved,
+            )
+            if stop.signal is not None or recorder.cancel_requested:
+                print("stopping after this step or block ...", file=sys.stderr, flush=True)
                 job.close()  # type: ignore[attr-defined]
-                raise SystemExit(128 + stop.signal)
-
-
-def _drain(job: Iterator["Progress"], stop: "_Stop", recorder: "Recorder", kind: str) -> None:
-    display = _Display(kind)
-    for progress in job:
-        display.show(progress)
-        recorder.progress(progress.done, progress.total, progress.metrics, resumed=progress.resumed)
-        if stop.signal is not None:
-            print("stopping after this step or block ...", file=sys.stderr, flush=True)
-            job.close()  # type: ignore[attr-defined]
-            break
-    display.close()
-
-
-class _Stop:
-    """The first SIGINT or SIGTERM asks for a stop; the second one has its usual effect."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-
-
-class _Display:
-    """One line kept up to date on a terminal; elsewhere one every 30 s, or every 1% past 5 s."""
-
-    _MUCH_WAITING = 0.1
-    """The share of time spent waiting for images above which the line says so."""
-    _SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1", "waiting_for_view")
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-        self._started = self._shown = time.monotonic()
-        self._percent = -1
-        self._terminal = sys.stderr.isatty()
-        self._metrics: dict[str, float] = {}
-
-    def show(self, progress: "Progress") -> None:
-        """Print where the job is, if it is time to."""
-        was_waiting = self._metrics.pop("waiting_for_view", None) is not None
-        self._metrics.update(progress.metrics)
-        starts_waiting = "waiting_for_view" in progress.metrics and not was_waiting
-        now, percent = time.monotonic(), 100 * progress.done // max(progress.total, 1)
-        waited_s = now - self._shown
-        done = progress.done == progress.total
-        due = (
-            waited_s > 0.1 if self._terminal else waited_s > (5 if percent > self._percent else 30)
-        )
-        if not (due or done or starts_waiting):
-            return
-        self._shown, self._percent = now, percent
-        line = self._line(progress, now)
-        if self._terminal:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            line = "\r" + line[: width - 1].ljust(width - 1)
-        print(line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leave the bar's line."""
-        if self._terminal:
-            print(file=sys.stderr)
-
-    def _line(self, progress: "Progress", now: float) -> str:
-        rate = (progress.done - progress.resumed) / max(now - self._started, 1e-9)
-        left = (progress.total - progress.done) / rate if rate else 0.0
-        place = f"{self._kind} {100 * progress.done / max(progress.total, 1):3.0f}%"
-        counts = f"{progress.done:,}/{progress.total:,} {progress.unit}"
-        figures = _spell({n: self._metrics[n] for n in self._SHOWN if n in self._metrics})
-        if (waited := self._metrics.get("data_wait_share", 0.0)) > self._MUCH_WAITING:
-            figures += f"  data_wait {waited:.0%}"
-        return f"{place}  {counts}  {rate:,.1f}/s  {_clock(left)} left  {figures}".rstrip()
+                return "request" if stop.signal is None else stop.signal.name
+    return None
 
 
 def _verification(facts: Mapping[str, Any]) -> str:
@@ -627,20 +630,6 @@ def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
         if isinstance(value, dict):
             shown = "  ".join(f"{key}: {item}" for key, item in value.items()) or "none"
         print(f"{name.ljust(width)}  {shown}")
-
-
-def _spell(facts: Mapping[str, Any]) -> str:
-    return "  ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in facts.items()
-        if isinstance(value, str | int | float)
-    )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _complain(message: str, code: int) -> int:

@@ -1,165 +1,114 @@
-"""The job status service over HTTP: reads records, writes nothing, needs no torch."""
+"""The job status service over HTTP: reads records, asks jobs to stop, needs no torch."""
 
 import logging
-from datetime import datetime
-from ipaddress import ip_address
-from typing import Annotated
+import socket
+from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Query
-from pydantic import BaseModel
+from fastapi import FastAPI, Response
 
+from service.answers import HealthAnswer
 from service.database import default_url
-from service.jobs import Observed, Periods, State, Status
+from service.jobs import Periods
+from service.pages import add_pages
 from service.problem import answer_problems, problem_responses
+from service.prometheus import CONTENT_TYPE, Traffic, exposition
+from service.routes import ANY_REQUEST, job_routes
+from service.security import Access, AccessRefusedError, Guard, access_to
 from service.store import JobStore, open_store
 
 _log = logging.getLogger(__name__)
 
-
-class ProgressAnswer(BaseModel):
-    """How far a job is, counted in `unit`."""
-
-    done: int
-    total: int | None
-    unit: str
-    resumed: int
+MAX_REQUEST_BYTES = 131_072
+"""Where the server itself gives up on a request's head; the service refuses one far smaller."""
 
 
-class JobRow(BaseModel):
-    """A job in a list."""
-
-    id: str
-    kind: str
-    state: State
-    status: Status
-    reason: str | None
-    progress: ProgressAnswer
-    rate: float | None
-    eta_s: float | None
-    metrics: dict[str, float | None]
-    heartbeat_age_s: float
-    created: datetime
-    started: datetime | None
-    ended: datetime | None
-
-
-class JobAnswer(JobRow):
-    """A job in full."""
-
-    host: str
-    pid: int
-    heartbeat: datetime
-    progress_at: datetime | None
-    config: dict[str, object]
-
-
-class JobsAnswer(BaseModel):
-    """A page of jobs, newest first; `next_cursor` is null on the last one."""
-
-    jobs: list[JobRow]
-    next_cursor: str | None
-
-
-class HealthAnswer(BaseModel):
-    """That the service lives, or can read its database."""
-
-    status: str
-
-
-def create_app(url: str | None = None, *, periods: Periods | None = None) -> FastAPI:
+def create_app(
+    url: str | None = None, *, periods: Periods | None = None, access: Access | None = None
+) -> FastAPI:
     """Return the service that reads the records at `url` (RETORT_DB or the default file if None).
 
     Raises:
         StoreRefusedError: the URL names neither SQLite nor PostgreSQL, or a driver is missing.
     """
     store = open_store(default_url() if url is None else url)
+    traffic = Traffic()
+    periods = Periods() if periods is None else periods
     # no docs pages: they load scripts from elsewhere
-    app = FastAPI(title="Retort", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Retort", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.traffic = traffic
     answer_problems(app)
-    _add_job_routes(app, store, Periods() if periods is None else periods)
-    _add_health_routes(app, store)
+    app.include_router(job_routes(store, periods))
+    _add_health(app, store)
+    _add_metrics(app, store, periods, traffic)
+    add_pages(app)
+    app.add_middleware(Guard, access=Access() if access is None else access, traffic=traffic)
     return app
 
 
-def serve(host: str = "127.0.0.1", port: int = 8000, url: str | None = None) -> None:
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    url: str | None = None,
+    *,
+    token_file: Path | None = None,
+    allowed_hosts: tuple[str, ...] = (),
+) -> None:
     """Serve the records at `url` until SIGINT or SIGTERM; port 0 takes a free one.
 
     Raises:
+        AccessRefusedError: the address cannot be listened on, or only with a token.
         StoreRefusedError: as `create_app`.
-        SystemExit: the address cannot be listened on.
     """
-    app = create_app(url)
-    if not _is_loopback(host):
-        _log.warning("listening on %s: whoever reaches it may read every job's record", host)
-    uvicorn.run(app, host=host, port=port, access_log=False, server_header=False)
+    app = create_app(url, access=access_to(host, allowed_hosts, token_file))
+    with _listening(host, port) as listening:
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            h11_max_incomplete_event_size=MAX_REQUEST_BYTES,
+        )
+        bound = listening.getsockname()[:2]
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        logging.getLogger("uvicorn.error").info("jobs on http://%s:%d", shown, bound[1])
+        uvicorn.Server(config).run(sockets=[listening])
 
 
-def _add_job_routes(app: FastAPI, store: JobStore, periods: Periods) -> None:
-    @app.get("/api/v1/jobs", responses=problem_responses(422, 503))
-    def list_jobs(
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None,
-        state: State | None = None,
-        kind: Annotated[str | None, Query(max_length=64, pattern="^[a-z0-9-]*$")] = None,
-    ) -> JobsAnswer:
-        page = store.list(limit=limit, cursor=cursor, state=state, kind=kind)
-        rows = [JobRow.model_validate(_answer(job, periods)) for job in page.jobs]
-        return JobsAnswer(jobs=rows, next_cursor=page.next_cursor)
-
-    @app.get("/api/v1/jobs/{job_id}", responses=problem_responses(404, 422, 503))
-    def get_job(job_id: str) -> JobAnswer:
-        job = store.get(job_id)
-        if job is None:
-            raise HTTPException(404, "there is no such job; GET /api/v1/jobs lists them")
-        return JobAnswer.model_validate(_answer(job, periods))
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, or say why there is none before anything is started."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise AccessRefusedError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}: choose another "
+            "--port or --host, or stop what listens there"
+        ) from error
 
 
-def _add_health_routes(app: FastAPI, store: JobStore) -> None:
-    @app.get("/livez")
+def _add_health(app: FastAPI, store: JobStore) -> None:
+    @app.get("/livez", responses=problem_responses(400, 413, 431, 500), tags=["health"])
     async def livez() -> HealthAnswer:
+        """That the service lives; the database is not touched."""
         return HealthAnswer(status="alive")
 
-    @app.get("/readyz", responses=problem_responses(503))
+    @app.get("/readyz", responses=problem_responses(*ANY_REQUEST), tags=["health"])
     def readyz() -> HealthAnswer:
+        """That records can be read and are of this Retort's schema."""
         store.check()
         return HealthAnswer(status="ready")
 
 
-def _answer(job: Observed, periods: Periods) -> dict[str, object]:
-    """Return the fields of a `JobAnswer`, those of a `JobRow` among them."""
-    record = job.record
-    status = job.status(periods)
-    moves = status in (Status.RUNNING, Status.CANCELLING)
-    return {
-        "id": record.id,
-        "kind": record.kind,
-        "state": record.state,
-        "status": status,
-        "reason": record.reason,
-        "progress": {
-            "done": record.done,
-            "total": record.total,
-            "unit": record.unit,
-            "resumed": record.resumed,
-        },
-        "rate": record.rate,
-        "eta_s": record.eta_s if moves else None,  # a job that does not beat will not arrive
-        "metrics": record.metrics,
-        "heartbeat_age_s": job.heartbeat_age_s,
-        "created": record.created,
-        "started": record.started,
-        "ended": record.ended,
-        "host": record.host,
-        "pid": record.pid,
-        "heartbeat": record.heartbeat,
-        "progress_at": record.progress_at,
-        "config": record.config,
-    }
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _add_metrics(app: FastAPI, store: JobStore, periods: Periods, traffic: Traffic) -> None:
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}, **problem_responses(*ANY_REQUEST)},
+        tags=["health"],
+    )
+    def metrics() -> Response:
+        """What Prometheus scrapes."""
+        return Response(exposition(store, periods, traffic), media_type=CONTENT_TYPE)

@@ -1,29 +1,36 @@
 """Connections to the database of job records: a SQLite file by default, PostgreSQL by URL.
 
-A connection lives only as long as one call, so that a file that was deleted or replaced is noticed
-at the next one.
+A writer's connection lives only as long as one call; a reader's is kept, and left for a new one
+where the file was deleted or replaced since.
 """
 
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
+from service.mounts import network_mount
 from service.schema import SCHEMA_VERSION, metadata, schema_table
 
 BUSY_TIMEOUT_S = 5.0
 """How long a call waits for another writer's lock, or for a server to answer."""
+READ_TIMEOUT_S = 1.0
+"""How long a reader waits, which no writer in WAL mode makes it do."""
 _CREATION_LOCK = 0x5245_544F_5254
 """The PostgreSQL advisory lock under which the tables are made: 'RETORT' in ASCII."""
 _EXPECTED = (
-    "expected sqlite:////absolute/path/jobs.db or postgresql://user@host/name; set RETORT_DB to one"
+    "expected sqlite:////absolute/path/jobs.db, postgresql://user@host/name or the path of a "
+    "SQLite file; set RETORT_DB to one"
 )
 
 
@@ -51,6 +58,8 @@ def open_database(url: str) -> "Database":
     Raises:
         StoreRefusedError: the URL names neither SQLite nor PostgreSQL, or a driver is missing.
     """
+    if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
+        url = sqlite_url(Path(url))
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:  # not repeated: it may hold a password
@@ -62,18 +71,28 @@ def open_database(url: str) -> "Database":
         if not parsed.database or parsed.database == ":memory:" or parsed.query:
             raise StoreRefusedError(f"the job database must be a plain SQLite file: {_EXPECTED}")
         file = Path(parsed.database).absolute()
-        return Database(_sqlite_engine(file), file)
+        _refuse_network_mount(file)
+        return Database(_sqlite_writer(file), _sqlite_reader(file), file)
     if backend in ("postgresql", "postgres"):
-        return Database(_postgresql_engine(parsed), None)
+        pooled = {"poolclass": QueuePool, "pool_size": 4, "max_overflow": 12, "pool_timeout": 5.0}
+        reader = _postgresql_engine(parsed, pool_pre_ping=True, **pooled)
+        return Database(_postgresql_engine(parsed, poolclass=NullPool), reader, None)
     raise StoreRefusedError(f"the URL of the job database is of {backend!r}: {_EXPECTED}")
 
 
 class Database:
-    """Opens one connection a call, for writing or for reading."""
+    """Opens a connection a call for writing, and lends one for reading."""
 
-    def __init__(self, engine: Engine, file: Path | None) -> None:
-        self._engine = engine
+    def __init__(self, writer: Engine, reader: Engine, file: Path | None) -> None:
+        self._engine = writer
+        self._reader = reader
         self._file = file
+        weakref.finalize(self, reader.dispose)  # connections that are kept end with their keeper
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file, read without asking a server."""
+        return self._file is not None
 
     def prepare(self) -> None:
         """Make the folder, the file and the tables where they are missing; check their version."""
@@ -108,7 +127,7 @@ class Database:
         """Yield a connection within one transaction that holds the write lock from its start."""
         with (
             _as_store_errors(),
-            self._engine.connect().execution_options(retort_writes=True) as connection,
+            self._engine.connect() as connection,
             connection.begin(),
         ):
             yield connection
@@ -117,10 +136,21 @@ class Database:
     def reading(self) -> Iterator[Connection | None]:
         """Yield a connection, or None where no job has recorded itself yet."""
         if self._file is not None and not self._file.exists():
+            self._reader.dispose()
             yield None
             return
-        with _as_store_errors(), self._engine.connect() as connection:
-            yield connection if _has_schema(connection) else None
+        with _as_store_errors(), self._reader.connect() as connection:
+            # asked once a connection: its tables do not change under a reader
+            known = connection.info
+            if "schema" not in known and _has_schema(connection):
+                known["schema"] = SCHEMA_VERSION
+            yield connection if "schema" in known else None
+
+    def check(self) -> None:
+        """Raise if records cannot be read, or are of another schema version."""
+        with self.reading() as connection:
+            if connection is not None:
+                _has_schema(connection)
 
 
 def _has_schema(connection: Connection) -> bool:
@@ -145,17 +175,54 @@ def _as_store_errors() -> Iterator[None]:
         yield
     except DBAPIError as error:  # `orig` alone: the rest repeats the statement and its values
         raise StoreError(f"the job database cannot be used: {error.orig}") from error
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, PoolTimeoutError) as error:
         raise StoreError(f"the job database cannot be used: {error}") from error
 
 
-def _sqlite_engine(file: Path) -> Engine:
+def _refuse_network_mount(file: Path) -> None:
+    if kind := network_mount(file):
+        raise StoreRefusedError(
+            f"the job database {file.name} lies on a network file system ({kind}), where SQLite "
+            "loses data: set RETORT_DB to a file on a local disk, or for jobs on several hosts to "
+            "postgresql://user@host/name"
+        )
+
+
+def _sqlite_writer(file: Path) -> Engine:
+    return _sqlite_engine(file, "BEGIN IMMEDIATE", BUSY_TIMEOUT_S, poolclass=NullPool)
+
+
+def _sqlite_reader(file: Path) -> Engine:
+    """Return an engine that keeps connections, each as long as `file` is the one it opened."""
+    engine = _sqlite_engine(
+        file, "BEGIN", READ_TIMEOUT_S, poolclass=QueuePool, pool_size=4, max_overflow=36
+    )
+
+    def identity() -> tuple[int, int]:
+        found = file.stat()
+        return found.st_dev, found.st_ino
+
+    def connected(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = identity()
+
+    def checked_out(
+        connection: sqlite3.Connection, record: ConnectionPoolEntry, proxy: object
+    ) -> None:
+        if record.info["file"] != identity():
+            raise DisconnectionError("the file was replaced")
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "checkout", checked_out)
+    return engine
+
+
+def _sqlite_engine(file: Path, begin_with: str, timeout_s: float, **pool: Any) -> Engine:
     def connect() -> sqlite3.Connection:
         # mode=rw: only `prepare` makes a file, so that a reader never leaves an empty one behind
         connection = sqlite3.connect(
             f"{file.as_uri()}?mode=rw",
             uri=True,
-            timeout=BUSY_TIMEOUT_S,
+            timeout=timeout_s,
             isolation_level=None,  # transactions are begun below, not by the driver's guess
             check_same_thread=False,
         )
@@ -163,21 +230,18 @@ def _sqlite_engine(file: Path) -> Engine:
         return connection
 
     def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("retort_writes", False)
         # a transaction that reads first and then writes would fail at once where another one wrote
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        connection.exec_driver_sql(begin_with)
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    engine = create_engine("sqlite://", creator=connect, **pool)
     event.listen(engine, "begin", begin)
     return engine
 
 
-def _postgresql_engine(url: URL) -> Engine:
+def _postgresql_engine(url: URL, **pool: Any) -> Engine:
     connect = {"connect_timeout": round(BUSY_TIMEOUT_S)}
     try:
-        return create_engine(
-            url.set(drivername="postgresql+psycopg"), connect_args=connect, poolclass=NullPool
-        )
+        return create_engine(url.set(drivername="postgresql+psycopg"), connect_args=connect, **pool)
     except ModuleNotFoundError as error:
         raise StoreRefusedError(
             "a PostgreSQL job database needs the driver psycopg 3: pip install 'psycopg[binary]'"

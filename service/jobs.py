@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from pathlib import PurePath
 from typing import Self
 
 WARM_UP_S = 5.0
@@ -115,6 +114,20 @@ class JobRecord:
     ended: datetime | None = None
     progress_at: datetime | None = None
     """When `done` last moved: a hung step still beats, but this stands still."""
+    attempt: int = 0
+    """How often torchrun had restarted the job's processes before."""
+    resumed_from: str | None = None
+    """The job before it of the same --out."""
+    bytes: int | None = None
+    """What the job has written of its own, as it reports; None where it does not say."""
+    artifacts: Sequence[Mapping[str, object]] = ()
+    """What it left behind: name, size in bytes, SHA-256."""
+    environment: Mapping[str, object] = field(default_factory=dict)
+    """Git commit, library versions, device."""
+    version: int = 0
+    """Grows with every write to the record."""
+    ranks: int = 0
+    """How many processes have said that they work on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +136,12 @@ class Periods:
 
     stale_s: float = 30.0
     crashed_s: float = 120.0
+
+    def status(self, state: State, heartbeat_age_s: float) -> Status:
+        """Return the stored state, or `stale` or `crashed` when the heartbeat is too old."""
+        if state.is_final or heartbeat_age_s < self.stale_s:
+            return Status(state.value)
+        return Status.CRASHED if heartbeat_age_s >= self.crashed_s else Status.STALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +156,19 @@ class Observed:
         """Seconds since the last heartbeat, never below zero."""
         return max(0.0, (self.now - self.record.heartbeat).total_seconds())
 
+    @property
+    def progress_age_s(self) -> float | None:
+        """Seconds since `done` last moved; None before it first did."""
+        return seconds_since(self.record.progress_at, self.now)
+
     def status(self, periods: Periods) -> Status:
         """Return the stored state, or `stale` or `crashed` when the heartbeat is too old."""
-        state = self.record.state
-        if state.is_final or self.heartbeat_age_s < periods.stale_s:
-            return Status(state.value)
-        return Status.CRASHED if self.heartbeat_age_s >= periods.crashed_s else Status.STALE
+        return periods.status(self.record.state, self.heartbeat_age_s)
+
+
+def seconds_since(instant: datetime | None, now: datetime) -> float | None:
+    """Return the seconds from `instant` to `now`, never below zero; None without an instant."""
+    return None if instant is None else max(0.0, (now - instant).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,36 +226,3 @@ def job_id(unix_ms: int, entropy: bytes) -> str:
 def is_job_id(text: str) -> bool:
     """Whether `text` has the form of a job's id."""
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
-
-
-def public_text(text: str, limit: int = 500) -> str:
-    """Return `text` as any reader of the service may see it, at most `limit` characters of it.
-
-    Absolute paths are cut to their last part. What UTF-8 or PostgreSQL cannot hold is spelled out:
-    a file's name need not be text.
-    """
-    cut = re.sub(r"(?<![\w./])(?:/[^/\s'\":,]+)+/(?=[^/\s])", "", text)
-    return cut.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:limit]
-
-
-def public_value(value: object) -> object:
-    """Return `value` as JSON can hold it and any reader may see it; None for what is not finite."""
-    match value:
-        case None | bool() | int():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {public_text(str(key)): public_value(item) for key, item in value.items()}
-        case list() | tuple():
-            return [public_value(item) for item in value]
-        case PurePath():
-            return public_text(value.name)
-        case _:
-            return public_text(str(value))
-
-
-def public_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Return metrics as JSON can hold them: None for what is not finite, floats for the rest."""
-    values = {public_text(str(name)): float(value) for name, value in metrics.items()}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}

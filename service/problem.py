@@ -1,6 +1,8 @@
 """Errors as problem details (RFC 9457): one shape for every answer that is not a success."""
 
 import logging
+import secrets
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -9,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from service.database import StoreError
 
@@ -24,6 +27,8 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    request_id: str
+    """The same as in the service's log and in the answer's X-Request-Id."""
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -40,33 +45,51 @@ def answer_problems(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(StoreError, _store_problem)
-    app.add_exception_handler(Exception, _unexpected_problem)
 
 
-def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
-    return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)
+def problem(
+    scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return the answer to a request that failed."""
+    found = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        request_id=request_id(scope),
+    )
+    return JSONResponse(found.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+def request_id(scope: Scope) -> str:
+    """Return the id of a request, made up when it is first asked for."""
+    state = scope.setdefault("state", {})
+    if "request_id" not in state:
+        state["request_id"] = secrets.token_hex(8)
+    made: str = state["request_id"]
+    return made
 
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _answer(error.status_code, error.detail, dict(error.headers or {}))
+    return problem(request.scope, error.status_code, error.detail, error.headers)
 
 
 async def _validation_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     faults = [
-        f"{'.'.join(str(part) for part in fault['loc'])}: got {str(fault.get('input'))[:80]!r}, "
-        f"expected: {fault['msg']}"
-        for fault in error.errors()
+        f"{'.'.join(str(part)[:40] for part in fault['loc'])}: "
+        f"got {str(fault.get('input'))[:80]!r}, expected: {fault['msg'][:200]}"
+        for fault in error.errors()[:4]
     ]
-    return _answer(422, "; ".join(faults))
+    return problem(request.scope, 422, "; ".join(faults))
 
 
 async def _store_problem(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s", error)  # the cause may name files and hosts: for the log only
-    return _answer(503, "the database of job records cannot be read now; the log says why")
-
-
-async def _unexpected_problem(request: Request, error: Exception) -> JSONResponse:
-    return _answer(500, "the service failed on this request; its log says why")
+    # the cause may name files and hosts: for the log only
+    _log.error("request %s: %s", request_id(request.scope), error)
+    request.app.state.traffic.database_errors.inc()
+    return problem(
+        request.scope,
+        503,
+        "the database of job records cannot be used now; the service's log says why",
+    )

@@ -4,27 +4,38 @@ The job's side only appends to memory; a daemon thread of its own stores that. W
 with the database costs one warning in the log and nothing else: no exception reaches the job, no
 call waits, and a full queue drops its oldest progress. Closing alone waits, for a bounded time.
 
-    with record_job(url, kind="train-student", unit="steps", config={"epochs": 10}) as recorder:
+    with record_job(url, kind="train-student", unit="steps", config={...}, out=out) as recorder:
         for progress in train(...):
             recorder.progress(progress.done, progress.total, progress.metrics, progress.resumed)
+            if recorder.cancel_requested:
+                break
 """
 
+import hashlib
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
 from service.database import default_url
-from service.jobs import State, job_id, public_text, public_value
+from service.environment import libraries
+from service.events import EventKind
+from service.jobs import State, job_id
+from service.outbox import Change, JobIdentity, Outbox, Pace, Remark, Report
+from service.public import public_text, public_value, shown_config
 from service.store import open_store
-from service.writer import Change, JobIdentity, Outbox, Pace, Report, store_outbox
+from service.writer import store_outbox
 
-QUEUE_LENGTH = 1024
-"""Reports of progress kept in memory; a further one drops the oldest."""
+LOGGERS = ("teacher_cache", "student")
+"""Whose warnings become events of the record."""
+WARNINGS_KEPT = 100
+"""A further warning of the same process is not recorded."""
 
 
 def record_job(
@@ -33,15 +44,29 @@ def record_job(
     kind: str,
     unit: str,
     config: Mapping[str, Any] | None = None,
+    out: Path | str | None = None,
+    device: str | None = None,
+    rank: int = 0,
+    images_per_unit: int | None = None,
     pace: Pace | None = None,
 ) -> "Recorder":
     """Record a new job at `url`, pending from now and running once the recorder is entered.
 
     Without a `url` it is recorded at RETORT_DB, or in `.retort/jobs.db` in the working directory.
+    Never raises for the database's sake.
 
-    `unit` is what progress counts (`steps`, `records`). `config` is the part of the recipe that
-    any reader of the service may see; its absolute paths are cut to their last part. Never raises
-    for the database's sake.
+    Args:
+        url: of the database.
+        kind: `cache-teacher`, `train-student`.
+        unit: what progress counts (`steps`, `records`).
+        config: the recipe by dotted keys, of which `public.CONFIG_KEYS` alone are recorded;
+            absolute paths are cut to their last part.
+        out: where the job writes: a rerun with the same one is recorded as resuming this job, and
+            other ranks find it by that.
+        device: what it computes on.
+        rank: 0 records the job; others only add a row of their own to the job that 0 records.
+        images_per_unit: how many images one unit stands for.
+        pace: how often is written.
     """
     job = JobIdentity(
         id=job_id(time.time_ns() // 1_000_000, secrets.token_bytes(10)),
@@ -49,7 +74,12 @@ def record_job(
         unit=unit,
         host=socket.gethostname(),
         pid=os.getpid(),
-        config=cast("Mapping[str, object]", public_value(dict(config or {}))),
+        config=cast("Mapping[str, object]", public_value(shown_config(config or {}))),
+        environment={**libraries(), "device": device},
+        rank=rank,
+        attempt=_restarts(),
+        target=None if out is None else _digest(kind, out),
+        images_per_unit=images_per_unit,
     )
     recorder = Recorder(job, Pace() if pace is None else pace)
     recorder.start(url)
@@ -67,9 +97,16 @@ class Recorder:
         self.job_id = job.id
         self._job = job
         self._pace = pace
-        self._outbox = Outbox(QUEUE_LENGTH)
+        self._outbox = Outbox()
         self._thread: threading.Thread | None = None
         self._ended = False
+        self._remarks = 0
+        self._warnings = _Warnings(self)
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody asked for the job to stop after its step or block."""
+        return self._outbox.cancel_requested.is_set()
 
     def start(self, url: str | None) -> None:
         """Start the thread that writes to `url`; `record_job` has done so."""
@@ -90,6 +127,8 @@ class Recorder:
     def __enter__(self) -> Self:
         """Say that the job runs."""
         self._change(State.RUNNING, None)
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(self._warnings)
         return self
 
     def __exit__(
@@ -115,19 +154,45 @@ class Recorder:
         total: int,
         metrics: Mapping[str, float] | None = None,
         resumed: int = 0,
+        *,
+        own: int | None = None,
+        saved: int | None = None,
     ) -> None:
         """Report that `done` of `total` units are finished, `resumed` of them before this run.
 
-        A metric that is left out keeps its last value.
+        A metric that is left out keeps its last value; `bytes` is what was written so far. `own`
+        is what this process did itself, `saved` how much was done in the state that was saved.
         """
         if self._ended or os.getpid() != self._job.pid:
             return
         now_s = time.monotonic()
         try:
-            report = Report(int(done), int(total), int(resumed), dict(metrics or {}), now_s)
+            report = Report(int(done), int(total), int(resumed), dict(metrics or {}), now_s, own)
             self._outbox.reports.append(report)
         except Exception as error:  # noqa: BLE001 - not even metrics of a wrong type stop a job
             self._outbox.warn_once(self.job_id, error)
+        if saved is not None:
+            self.remark(EventKind.CHECKPOINT, f"saved at {saved} of {total} {self._job.unit}")
+
+    def remark(self, kind: EventKind, text: str) -> None:
+        """Add an event to the record."""
+        if self._ended or os.getpid() != self._job.pid:
+            return
+        self._remarks += 1
+        remark = Remark(self._remarks, kind, public_text(text), time.monotonic())
+        self._outbox.remarks.append(remark)
+
+    def artifact(self, name: str, file: Path) -> None:
+        """Record a file that the job leaves behind, if it is there: size and SHA-256, no path."""
+        if self._ended or os.getpid() != self._job.pid:
+            return
+        try:
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            size = file.stat().st_size
+        except OSError:
+            return
+        self._outbox.artifacts.append({"name": name, "size": size, "sha256": digest})
 
     def finish(self, state: State | str, reason: str | None = None) -> None:
         """Record the job's end: succeeded, failed or cancelled. The first end stands."""
@@ -150,6 +215,8 @@ class Recorder:
         """
         if os.getpid() != self._job.pid or self._outbox.closing.is_set():
             return
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(self._warnings)
         self._outbox.closing.set()
         self._outbox.wake.set()
         if self._thread is None:
@@ -162,3 +229,32 @@ class Recorder:
         if os.getpid() == self._job.pid:
             self._outbox.changes.append(Change(state, reason, time.monotonic()))
             self._outbox.wake.set()
+
+
+class _Warnings(logging.Handler):
+    """Makes the warnings of the job's own packages events of its record."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(logging.WARNING)
+        self._recorder = recorder
+        self._count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Record one warning, the first hundred of them."""
+        self._count += 1
+        if self._count <= WARNINGS_KEPT:
+            self._recorder.remark(EventKind.WARNING, record.getMessage())
+        elif self._count == WARNINGS_KEPT + 1:
+            self._recorder.remark(EventKind.WARNING, "further warnings are in the job's log alone")
+
+
+def _restarts() -> int:
+    """Return how often torchrun has restarted this job's processes."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return int(count) if count.isdecimal() and len(count) < 9 else 0
+
+
+def _digest(kind: str, out: Path | str) -> str:
+    """Return by what a rerun on the same folder, or URL, is known."""
+    place = str(out) if "://" in str(out) else str(Path(out).resolve())
+    return hashlib.sha256(f"{kind}\0{place}".encode(errors="surrogateescape")).hexdigest()

@@ -8,11 +8,13 @@ from sqlalchemy import (
     BigInteger,
     Column,
     Double,
+    Index,
     Integer,
     MetaData,
     String,
     Table,
     TypeDecorator,
+    UniqueConstraint,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -21,7 +23,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from service.jobs import State
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Instant(TypeDecorator[datetime]):
@@ -76,8 +78,9 @@ metadata = MetaData()
 
 schema_table = Table("retort_schema", metadata, Column("version", Integer, nullable=False))
 
-# the C collation: ids must sort by their bytes, whatever the database's language
+# the C collation: ids and names must sort by their bytes, whatever the database's language
 _Id = String(32).with_variant(String(32, collation="C"), "postgresql")
+_Name = String(64).with_variant(String(64, collation="C"), "postgresql")
 
 jobs_table = Table(
     "jobs",
@@ -87,18 +90,69 @@ jobs_table = Table(
     Column("unit", String, nullable=False),
     Column("state", Word, nullable=False),
     Column("reason", String),
+    Column("attempt", Integer, nullable=False),
+    Column("target", String(64)),  # the digest of kind and --out, by which a rerun is known
+    Column("resumed_from", _Id),
     Column("done", BigInteger, nullable=False),
     Column("total", BigInteger),
     Column("resumed", BigInteger, nullable=False),
+    Column("images_per_unit", Integer),
+    Column("bytes", BigInteger),
     Column("rate", Double),
     Column("eta_s", Double),
     Column("metrics", JSON, nullable=False),
     Column("host", String, nullable=False),
     Column("pid", Integer, nullable=False),
     Column("config", JSON, nullable=False),
+    Column("environment", JSON, nullable=False),
+    Column("artifacts", JSON, nullable=False),
     Column("created", Instant, nullable=False),
     Column("started", Instant),
     Column("ended", Instant),
     Column("heartbeat", Instant, nullable=False),
     Column("progress_at", Instant),
+    Column("version", BigInteger, nullable=False),
+    Index("jobs_by_target", "target", "id"),
+)
+
+ranks_table = Table(
+    "ranks",
+    metadata,
+    Column("job", _Id, primary_key=True),
+    Column("rank", Integer, primary_key=True, autoincrement=False),
+    Column("host", String, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("state", Word, nullable=False),
+    Column("done", BigInteger, nullable=False),
+    Column("heartbeat", Instant, nullable=False),
+    Column("progress_at", Instant),
+    sqlite_with_rowid=False,
+)
+
+# without a row id a series lies in one piece of a SQLite file, in the order of its steps
+metrics_table = Table(
+    "metrics",
+    metadata,
+    Column("job", _Id, primary_key=True),
+    Column("name", _Name, primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", Double, nullable=False),
+    Column("value", Double),
+    sqlite_with_rowid=False,
+)
+
+events_table = Table(
+    "events",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("job", _Id, nullable=False),
+    Column("time", Instant, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("text", String, nullable=False),
+    # the writer's own count of what it says of itself, so that saying it twice is harmless
+    Column("rank", Integer),
+    Column("number", Integer),
+    UniqueConstraint("job", "rank", "number"),
+    Index("events_by_job", "job", "id"),
+    sqlite_autoincrement=True,  # an id is never given twice
 )

@@ -4,17 +4,21 @@ Every write is one short transaction, every state change a compare-and-set, ever
 database's clock.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, case, insert, select, update
+from sqlalchemy import Connection, case, func, insert, select, update
 
-from service.database import Database, StoreError, open_database
-from service.jobs import IllegalTransitionError, JobRecord, Observed, State, is_job_id
+from service.database import StoreError, open_database
+from service.events import Said, add_said, add_state
+from service.jobs import IllegalTransitionError, Observed, State
+from service.ranks import Rank, beat
+from service.reader import JobReader, stored_state
 from service.schema import database_now, jobs_table
+from service.series import Point, add_points
 
-_COLUMNS = tuple(jobs_table.c[field.name] for field in fields(JobRecord))
+_j = jobs_table.c
 _FINAL = tuple(state for state in State if state.is_final)
 
 
@@ -26,11 +30,11 @@ class NoSuchJobError(StoreError):
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """Jobs, newest first, and the cursor of the next page, None after the last."""
+class Beaten:
+    """The job that a process belongs to, and its stored state."""
 
-    jobs: tuple[Observed, ...]
-    next_cursor: str | None
+    job_id: str
+    state: State
 
 
 def open_store(url: str) -> "JobStore":
@@ -42,15 +46,8 @@ def open_store(url: str) -> "JobStore":
     return JobStore(open_database(url))
 
 
-class JobStore:
-    """The records of one database.
-
-    Every method raises `StoreError` when the database cannot be used now, and `StoreRefusedError`
-    when it is of another schema version.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class JobStore(JobReader):
+    """The records of one database, read and written."""
 
     def prepare(self) -> None:
         """Make the database and its tables where they are missing; writers call it first."""
@@ -61,13 +58,25 @@ class JobStore:
         return self._database.hold_open()
 
     def create(
-        self, job_id: str, *, kind: str, unit: str, host: str, pid: int, config: Mapping[str, Any]
+        self,
+        job_id: str,
+        *,
+        kind: str,
+        unit: str,
+        host: str,
+        pid: int,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
+        attempt: int = 0,
+        target: str | None = None,
+        images_per_unit: int | None = None,
     ) -> None:
-        """Record a pending job.
+        """Record a pending job; it resumes the latest earlier one of the same `target`, if any.
 
         A second call with the same id changes nothing, so that a writer may repeat one whose
         answer was lost.
         """
+        earlier = select(func.max(_j.id)).where(_j.target == target, _j.id < job_id)
         new = insert(jobs_table).values(
             id=job_id,
             kind=kind,
@@ -75,16 +84,24 @@ class JobStore:
             host=host,
             pid=pid,
             config=dict(config),
+            environment=dict(environment or {}),
+            artifacts=[],
+            attempt=attempt,
+            target=target,
+            resumed_from=None if target is None else earlier.scalar_subquery(),
+            images_per_unit=images_per_unit,
             state=State.PENDING,
             done=0,
             resumed=0,
             metrics={},
             created=database_now(),
             heartbeat=database_now(),
+            version=0,
         )
         with self._database.writing() as connection:
-            if _stored_state(connection, job_id) is None:
+            if stored_state(connection, job_id) is None:
                 connection.execute(new)
+                add_state(connection, job_id, State.PENDING.value)
 
     def update(
         self,
@@ -96,6 +113,10 @@ class JobStore:
         rate: float | None,
         eta_s: float | None,
         metrics: Mapping[str, float | None],
+        bytes_: int | None = None,
+        rank: Rank | None = None,
+        points: Sequence[Point] = (),
+        said: Sequence[Said] = (),
     ) -> State:
         """Write progress and the last metrics, beat, and return the state as stored.
 
@@ -104,119 +125,139 @@ class JobStore:
         Raises:
             NoSuchJobError: the database does not hold the job.
         """
-        return self._write(
-            job_id,
-            done=done,
-            total=total,
-            resumed=resumed,
-            rate=rate,
-            eta_s=eta_s,
-            metrics=dict(metrics),
-            heartbeat=database_now(),
-            progress_at=case(
-                (jobs_table.c.done != done, database_now()), else_=jobs_table.c.progress_at
-            ),
-        )
+        values = {
+            "done": done,
+            "total": total,
+            "resumed": resumed,
+            "rate": rate,
+            "eta_s": eta_s,
+            "metrics": dict(metrics),
+            "bytes": bytes_,
+            "progress_at": case((_j.done != done, database_now()), else_=_j.progress_at),
+        }
+        return self._write(job_id, values, rank, points, said)
 
-    def heartbeat(self, job_id: str) -> State:
+    def heartbeat(
+        self,
+        job_id: str,
+        *,
+        rank: Rank | None = None,
+        points: Sequence[Point] = (),
+        said: Sequence[Said] = (),
+    ) -> State:
         """Say that the job lives, and return its state as stored.
 
         Raises:
             NoSuchJobError: the database does not hold the job.
         """
-        return self._write(job_id, heartbeat=database_now())
+        return self._write(job_id, {}, rank, points, said)
 
-    def transition(self, job_id: str, target: State, reason: str | None = None) -> None:
+    def transition(
+        self,
+        job_id: str,
+        target: State,
+        reason: str | None = None,
+        *,
+        rank: Rank | None = None,
+        artifacts: Sequence[Mapping[str, object]] = (),
+    ) -> None:
         """Make the job `target` if its stored state allows that: one compare-and-set.
 
         Raises:
             NoSuchJobError: the database does not hold the job.
             IllegalTransitionError: the stored state does not allow it; the error says which it is.
         """
-        values: dict[str, Any] = {"state": target}
+        values: dict[str, Any] = {"state": target, "version": _j.version + 1}
         if reason is not None:
             values["reason"] = reason
         if target is State.RUNNING:
             values |= {"started": database_now(), "heartbeat": database_now()}
         if target.is_final:
             values |= {"ended": database_now(), "heartbeat": database_now(), "eta_s": None}
-        swap = update(jobs_table).where(
-            jobs_table.c.id == job_id, jobs_table.c.state.in_(sorted(target.predecessors))
-        )
+            values["artifacts"] = [dict(artifact) for artifact in artifacts]
+        swap = update(jobs_table).where(_j.id == job_id, _j.state.in_(sorted(target.predecessors)))
         with self._database.writing() as connection:
             if connection.execute(swap.values(**values)).rowcount == 1:
+                add_state(connection, job_id, target.value + (f": {reason}" if reason else ""))
+                if rank is not None:
+                    beat(connection, job_id, rank)
                 return
-            current = _stored_state(connection, job_id)
+            current = stored_state(connection, job_id)
         if current is None:
             raise NoSuchJobError(job_id)
         raise IllegalTransitionError(job_id, current, target)
 
-    def get(self, job_id: str) -> Observed | None:
-        """Return the job of that id, or None."""
-        if not is_job_id(job_id):
-            return None
-        query = _records().where(jobs_table.c.id == job_id)
-        with self._database.reading() as connection:
-            row = None if connection is None else connection.execute(query).one_or_none()
-        return None if row is None else _observed(row)
+    def request_cancel(self, job_id: str) -> Observed | None:
+        """Ask a job to stop, and return it; None if there is none. Asking twice is asking once.
 
-    def list(
-        self,
-        *,
-        limit: int = 50,
-        cursor: str | None = None,
-        state: State | None = None,
-        kind: str | None = None,
-    ) -> Page:
-        """Return up to `limit` jobs, newest first, older than `cursor`; none without a database.
+        The job finds it with its next heartbeat, stops after its step or block, and saves.
 
-        Paged by key: a job that begins meanwhile neither repeats a row nor hides one.
+        Raises:
+            IllegalTransitionError: the job has ended.
         """
-        query = _records().order_by(jobs_table.c.id.desc())
-        if cursor is not None:
-            query = query.where(jobs_table.c.id < cursor)
-        if state is not None:
-            query = query.where(jobs_table.c.state == state)
-        if kind is not None:
-            query = query.where(jobs_table.c.kind == kind)
-        with self._database.reading() as connection:
-            # one row more than asked for tells whether a next page exists
-            rows = () if connection is None else connection.execute(query.limit(limit + 1)).all()
-        jobs = tuple(_observed(row) for row in rows[:limit])
-        return Page(jobs, jobs[-1].record.id if len(rows) > limit else None)
+        if self.get(job_id) is None:
+            return None
+        try:
+            self.transition(job_id, State.CANCELLING, "cancellation was asked for")
+        except IllegalTransitionError as error:
+            if error.current is not State.CANCELLING:
+                raise
+        return self.get(job_id)
 
-    def check(self) -> None:
-        """Raise if records cannot be read; a database that no job has made yet is well."""
-        with self._database.reading():
-            pass
+    def beat_rank(
+        self,
+        target: str,
+        attempt: int,
+        rank: Rank,
+        said: Sequence[Said] = (),
+        *,
+        known: str | None = None,
+    ) -> Beaten | None:
+        """Write the row of a process other than the first, in the newest job of that target.
 
-    def _write(self, job_id: str, **values: Any) -> State:
+        A job that has ended is left for the one `known` before; None where there is neither.
+        """
+        newest = select(func.max(_j.id)).where(
+            _j.target == target, _j.attempt == attempt, _j.state.not_in(_FINAL)
+        )
+        with self._database.writing() as connection:
+            job_id: str | None = connection.scalar(newest) or known
+            state = None if job_id is None else stored_state(connection, job_id)
+            if job_id is None or state is None:
+                return None
+            if said:
+                connection.execute(_next_version(job_id))
+            beat(connection, job_id, rank)
+            add_said(connection, job_id, rank.rank, said)
+        return Beaten(job_id, state)
+
+    def _write(
+        self,
+        job_id: str,
+        values: Mapping[str, Any],
+        rank: Rank | None,
+        points: Sequence[Point],
+        said: Sequence[Said],
+    ) -> State:
         """Write to a job that has not ended, and return its state."""
         change = (
-            update(jobs_table)
-            .where(jobs_table.c.id == job_id, jobs_table.c.state.not_in(_FINAL))
-            .values(**values)
-            .returning(jobs_table.c.state)
+            _next_version(job_id)
+            .where(_j.state.not_in(_FINAL))
+            .values(**values, heartbeat=database_now())
+            .returning(_j.state)
         )
         with self._database.writing() as connection:
             changed: State | None = connection.scalar(change)
-            state = changed or _stored_state(connection, job_id)
+            if changed is not None:
+                if rank is not None:
+                    beat(connection, job_id, rank)
+                add_points(connection, job_id, points)
+                add_said(connection, job_id, 0 if rank is None else rank.rank, said)
+            state = changed or stored_state(connection, job_id)
         if state is None:
             raise NoSuchJobError(job_id)
         return state
 
 
-def _records() -> Select[Any]:
-    return select(*_COLUMNS, database_now().label("now"))
-
-
-def _stored_state(connection: Connection, job_id: str) -> State | None:
-    state: State | None = connection.scalar(
-        select(jobs_table.c.state).where(jobs_table.c.id == job_id)
-    )
-    return state
-
-
-def _observed(row: Row[Any]) -> Observed:
-    record = JobRecord(**{column.name: row._mapping[column] for column in _COLUMNS})
-    return Observed(record, row.now)
+def _next_version(job_id: str) -> Any:
+    return update(jobs_table).where(_j.id == job_id).values(version=_j.version + 1)

@@ -1,125 +1,51 @@
 """The thread that stores a job's record: drains the outbox, retries, and keeps failures to itself.
 
-Whatever it stores may be stored twice without harm: creating is idempotent, and a state change
-that was already made, or that the stored state no longer allows, is left alone. So after any
-failure it simply begins anew: the record of a database that was deleted comes back.
+Whatever it stores may be stored twice without harm: creating is idempotent, a state change that
+was already made, or that the stored state no longer allows, is left alone, and points and events
+have names of their own. So after any failure it simply begins anew: the record of a database that
+was deleted comes back.
 """
 
 import logging
-import threading
 import time
-from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
 from service.database import StoreRefusedError
-from service.jobs import (
-    IllegalTransitionError,
-    Sample,
-    State,
-    eta_s,
-    public_metrics,
-    rate_per_s,
-    windowed,
-)
+from service.environment import checkout
+from service.events import Said
+from service.jobs import IllegalTransitionError, State
+from service.outbox import Change, JobIdentity, Outbox, Pace
+from service.ranks import Rank
 from service.store import JobStore, NoSuchJobError
+from service.tally import Tally
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How often a job's record is written and how long is waited for it, in seconds."""
-
-    write_s: float = 1.0
-    """Progress is written at most this often; a state change is written at once."""
-    heartbeat_s: float = 10.0
-    retry_s: float = 5.0
-    """After a failure, the next attempt comes no sooner."""
-    close_s: float = 5.0
-    """Closing waits no longer than this for what is not stored yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobIdentity:
-    """What never changes about a job."""
-
-    id: str
-    kind: str
-    unit: str
-    host: str
-    pid: int
-    config: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One report of progress, at an instant of the job's monotonic clock."""
-
-    done: int
-    total: int
-    resumed: int
-    metrics: Mapping[str, float]
-    at_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One state that the job reached, at an instant of its monotonic clock."""
-
-    state: State
-    reason: str | None
-    at_s: float
-
-
-class Outbox:
-    """What the job's side leaves in memory for the writing thread; appending never waits."""
-
-    def __init__(self, length: int) -> None:
-        self.reports: deque[Report] = deque(maxlen=length)  # full: the oldest is dropped
-        self.changes: list[Change] = []
-        self.wake = threading.Event()
-        self.closing = threading.Event()
-        self._not_warned = threading.Lock()
-
-    def warn_once(self, job_id: str, cause: object) -> None:
-        """Log the first failure of this job's recording; the later ones are silent."""
-        # a lock that is never released: whichever thread takes it is the one that warns
-        if self._not_warned.acquire(blocking=False):
-            _log.warning(
-                "job %s goes on, but its status is not recorded: %s (no more is said of it)",
-                job_id,
-                cause,
-            )
-
-
 def store_outbox(store: JobStore, job: JobIdentity, outbox: Outbox, pace: Pace) -> None:
-    """Store a job's outbox until it closes: what the recorder's thread does.
+    """Store a process's outbox until it closes: what the recorder's thread does.
 
     The writer and its connection are known to this thread's stack alone, which a forked child
     never unwinds: closing a connection of its parent is what SQLite forbids a child.
     """
-    RecordWriter(store, job, outbox, pace).run()
+    writer = RecordWriter if job.rank == 0 else RankWriter
+    writer(store, job, outbox, pace).run()
 
 
-class RecordWriter:
-    """Stores one job's outbox, in one thread."""
+class OutboxWriter:
+    """Stores one process's outbox, in one thread: when to, and what to do where it fails."""
 
     def __init__(self, store: JobStore, job: JobIdentity, outbox: Outbox, pace: Pace) -> None:
         self._store = store
         self._job = job
         self._outbox = outbox
         self._pace = pace
-        self._created = False
-        self._changes_stored = 0
-        self._samples: tuple[Sample, ...] = ()
-        self._latest: Report | None = None
-        self._metrics: dict[str, float | None] = {}
-        self._latest_stored = True
-        self._held: Connection | None = None
+        self._tally = Tally()
+        self._stored = True
+        self._remarks_stored = -1
         self._failing = False
         self._attempted_s = float("-inf")
         self._written_s = float("-inf")
@@ -158,61 +84,90 @@ class RecordWriter:
             if not isinstance(error, NoSuchJobError):  # a deleted record: stored anew, no failure
                 self._outbox.warn_once(self._job.id, error)
             self._failing = True
-            self._created = False
-            self._changes_stored = 0
-            self._release()
+            self._begin_anew()
         else:
             self._failing = False
         return True
 
     def _store_pending(self) -> None:
+        raise NotImplementedError
+
+    def _begin_anew(self) -> None:
+        self._stored = self._tally.latest is None
+        self._remarks_stored = -1
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of what is kept open."""
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._written_s >= self._pace.heartbeat_s
+
+    def _rank(self, changes: list[Change]) -> Rank:
+        job = self._job
+        ends = [change.state for change in changes if change.state.is_final]
+        return Rank(job.rank, job.host, job.pid, (ends or [State.RUNNING])[0], self._tally.own)
+
+    def _said(self) -> list[Said]:
+        now_s = time.monotonic()
+        return [
+            Said(remark.number, remark.kind, remark.text, now_s - remark.at_s)
+            for remark in tuple(self._outbox.remarks)
+            if remark.number > self._remarks_stored
+        ]
+
+    def _obey(self, state: State) -> None:
+        if state is State.CANCELLING:
+            self._outbox.cancel_requested.set()
+
+
+class RecordWriter(OutboxWriter):
+    """Stores a job's record: rank 0's part."""
+
+    def __init__(self, store: JobStore, job: JobIdentity, outbox: Outbox, pace: Pace) -> None:
+        super().__init__(store, job, outbox, pace)
+        self._created = False
+        self._changes_stored = 0
+        self._held: Connection | None = None
+
+    def _store_pending(self) -> None:
         changes = self._outbox.changes[:]  # before the reports: an end follows its last progress
-        self._absorb_reports()
+        if self._tally.absorb(self._outbox):
+            self._stored = False
         if not self._created:
             self._create()
         for change in changes[self._changes_stored :]:
             if change.state.is_final:
-                self._write_latest()  # a job that has ended takes no more progress
+                self._write_latest(changes)  # a job that has ended takes no more progress
             self._make(change)
-        self._write_latest()
-        if time.monotonic() - self._written_s >= self._pace.heartbeat_s:
-            self._store.heartbeat(self._job.id)
+        self._write_latest(changes)
+        if self._is_due():
+            self._obey(self._store.heartbeat(self._job.id, rank=self._rank(changes)))
             self._written_s = time.monotonic()
-
-    def _absorb_reports(self) -> None:
-        """Take the reports out of the outbox: the last one counts, and the last of each metric."""
-        report = None
-        while self._outbox.reports:
-            report = self._outbox.reports.popleft()
-            if not self._samples:
-                self._samples = (self._beginning(report),)
-            self._latest = report
-            self._latest_stored = False
-            self._metrics |= public_metrics(report.metrics)
-        if report is not None:
-            self._samples = windowed(self._samples, Sample(report.done, report.at_s))
-
-    def _beginning(self, first: Report) -> Sample:
-        """Return where the rate's window begins.
-
-        A job that reports before its first unit begins there; one that reports only after its
-        first, perhaps long, unit began when it started running.
-        """
-        running_s = [c.at_s for c in self._outbox.changes if c.state is State.RUNNING]
-        if first.done == first.resumed or not running_s:
-            return Sample(first.done, first.at_s)
-        return Sample(first.resumed, running_s[0])
 
     def _create(self) -> None:
         job = self._job
         self._store.prepare()
         self._held = self._store.hold_open()
         self._store.create(
-            job.id, kind=job.kind, unit=job.unit, host=job.host, pid=job.pid, config=job.config
+            job.id,
+            kind=job.kind,
+            unit=job.unit,
+            host=job.host,
+            pid=job.pid,
+            config=job.config,
+            environment={**checkout(), **job.environment},
+            attempt=job.attempt,
+            target=job.target,
+            images_per_unit=job.images_per_unit,
         )
         self._created = True
         self._written_s = time.monotonic()
-        self._latest_stored = self._latest is None
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._created = False
+        self._changes_stored = 0
 
     def _release(self) -> None:
         held, self._held = self._held, None
@@ -222,25 +177,75 @@ class RecordWriter:
 
     def _make(self, change: Change) -> None:
         try:
-            self._store.transition(self._job.id, change.state, change.reason)
+            self._store.transition(
+                self._job.id,
+                change.state,
+                change.reason,
+                rank=self._rank([change]),
+                artifacts=self._outbox.artifacts,
+            )
         except IllegalTransitionError as error:
-            _log.debug("%s", error)  # made already, or a cancellation came first: the stored stands
+            # made already, or a cancellation came first: the stored stands
+            _log.debug("%s", error)
+            self._obey(error.current)
         self._changes_stored += 1
         self._written_s = time.monotonic()
 
-    def _write_latest(self) -> None:
-        if self._latest is None or self._latest_stored:
+    def _write_latest(self, changes: list[Change]) -> None:
+        said = self._said()
+        latest = self._tally.latest
+        if self._stored and not said:
             return
-        latest = self._latest
-        rate = rate_per_s(self._samples)
-        self._store.update(
-            self._job.id,
-            done=latest.done,
-            total=latest.total,
-            resumed=latest.resumed,
-            rate=rate,
-            eta_s=eta_s(latest.done, latest.total, rate),
-            metrics=self._metrics,
-        )
-        self._latest_stored = True
+        points = self._tally.points(time.monotonic())
+        # the end's own row is written with it
+        also: dict[str, Any] = {"rank": self._rank([]), "points": points, "said": said}
+        if latest is None:
+            state = self._store.heartbeat(self._job.id, **also)
+        else:
+            state = self._store.update(
+                self._job.id,
+                done=latest.done,
+                total=latest.total,
+                resumed=latest.resumed,
+                rate=self._tally.rate,
+                eta_s=self._tally.eta_s,
+                metrics=self._tally.metrics,
+                bytes_=self._tally.bytes,
+                **also,
+            )
+        self._obey(state)
+        self._tally.points_are_stored(len(points))
+        self._remarks_stored = max([self._remarks_stored, *(one.number for one in said)])
+        self._stored = True
+        self._written_s = time.monotonic()
+
+
+class RankWriter(OutboxWriter):
+    """Stores the row of a process other than the first, in the job that the first recorded."""
+
+    def __init__(self, store: JobStore, job: JobIdentity, outbox: Outbox, pace: Pace) -> None:
+        super().__init__(store, job, outbox, pace)
+        self._found: str | None = None
+        self._end_stored = False
+
+    def _store_pending(self) -> None:
+        changes = self._outbox.changes[:]
+        if self._tally.absorb(self._outbox):
+            self._stored = False
+        rank, said = self._rank(changes), self._said()
+        ends = rank.state.is_final and not self._end_stored
+        target, due = self._job.target, self._is_due() or not self._stored
+        if target is None or not (due or ends or said):
+            return
+        beaten = self._store.beat_rank(target, self._job.attempt, rank, said, known=self._found)
+        if beaten is None:
+            return  # the first process has not recorded the job yet
+        if beaten.job_id != self._found:
+            # another launch's job until its own first process had recorded this one
+            self._found, self._remarks_stored = beaten.job_id, -1
+        else:
+            self._remarks_stored = max([self._remarks_stored, *(one.number for one in said)])
+        self._obey(beaten.state)
+        self._stored = True
+        self._end_stored = rank.state.is_final
         self._written_s = time.monotonic()

@@ -36,10 +36,6 @@ class RankLost(RanksError):
     """Another rank has ended in the middle of the work."""
 
 
-class StoppedTogether(RanksError):
-    """Another rank was asked to stop, so this one stopped after the same step."""
-
-
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process's number among those that train together; alone by default."""

@@ -21,7 +21,7 @@ from student.evaluate import Evaluation, evaluate, evaluation_of
 from student.feed import fed
 from student.interval import Interval
 from student.metrics import append_metrics, forget_after, last_evaluation
-from student.ranks import ALONE, Ranks, StoppedTogether
+from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
 from student.reparam import fold
 from student.run import Run, held, load_network
@@ -29,6 +29,7 @@ from student.schedule import learning_rate
 from student.size import parameter_count
 from student.trainee import Trainee
 from teacher_cache.durable import write_atomic
+from teacher_cache.errors import StoppedTogether
 from teacher_cache.images import ImageIndex
 from teacher_cache.loader import LoaderSettings
 from teacher_cache.progress import Progress
@@ -83,6 +84,8 @@ class _Job:
     interval: Interval
     watch: Stopwatch
     resumed: int
+    saved: int | None = None
+    """At which step it was saved, until that has been told."""
 
     @property
     def place(self) -> dict[str, float]:
@@ -98,8 +101,9 @@ class _Job:
     def pause(self, metrics: Mapping[str, float]) -> Iterator[Progress]:
         """Yield where the job is; whoever closes it here stops all ranks after the same step."""
         step, steps = self.state.step, self.plan.total_steps
+        saved, self.saved = self.saved, None
         try:
-            yield Progress(step, steps, "steps", metrics, self.resumed)
+            yield Progress(step, steps, "steps", metrics, self.resumed, saved=saved)
         except GeneratorExit:
             if step < steps:
                 self.ranks.agree(stop=True)
@@ -254,7 +258,7 @@ def _save(job: _Job) -> None:
     if job.ranks.is_first:
         with job.watch.during("checkpoint"):
             save_checkpoint(job.run.last, job.state.checkpoint(job.trainee, with_optimizer=True))
-    job.state.saved = time.monotonic()
+    job.state.saved, job.saved = time.monotonic(), job.state.step
 
 
 def _evaluate(job: _Job) -> dict[str, float]:

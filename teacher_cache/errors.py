@@ -31,3 +31,7 @@ class LocationError(CacheError):
     """A path or URL that no cache can have."""
 
     exit_code = 2
+
+
+class StoppedTogether(UserError):
+    """Another process of the job was asked to stop, so this one stopped after the same step."""

@@ -21,3 +21,7 @@ class Progress:
     """The last measured figures by name; empty between logging intervals."""
     resumed: int = 0
     """How much of `done` was there before this run, so that rates leave it out."""
+    own: int | None = None
+    """How much of `done` this process did itself; None: all that was not there before."""
+    saved: int | None = None
+    """How much was done in the state that has just been saved: from there a restart goes on."""

@@ -99,6 +99,7 @@ class Count:
         self.own: set[BlockId] = set()
         self.total = len(cache.index) * cache.view_count
         self.finished = 0
+        self.own_records = 0
         self.look()
         self.resumed = self.finished
 
@@ -116,12 +117,14 @@ class Count:
     def add(self, tile: Work) -> None:
         """Count a tile of this process's as finished."""
         self.own |= {BlockId(view, tile.shard) for view in tile.views}
+        self.own_records += len(tile.views) * len(self.cache.rows(tile.shard))
         self.look()
 
     def progress(self, at_hand: int, metrics: Mapping[str, float] | None = None) -> Progress:
         """Where the job is, with `at_hand` records of the tile that is being computed."""
         done = min(self.finished + at_hand, self.total)
-        return Progress(done, self.total, "records", metrics or {}, self.resumed)
+        own = self.own_records + at_hand
+        return Progress(done, self.total, "records", metrics or {}, self.resumed, own)
 
 
 def _name_of(tile: Tile) -> str:

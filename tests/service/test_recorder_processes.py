@@ -16,7 +16,7 @@ from service.store import open_store
 ENDLESS_JOB = """
     import sys, time
     from service.recorder import record_job
-    from service.writer import Pace
+    from service.outbox import Pace
 
     pace = Pace(write_s=0.05, heartbeat_s=0.1)
     with record_job(sys.argv[1], kind="cache-teacher", unit="records", pace=pace) as recorder:
@@ -107,7 +107,7 @@ def test_a_job_whose_process_exits_without_closing_is_not_held_up(
 FORKING_JOB = """
     import multiprocessing, os, sys, time
     from service.recorder import record_job
-    from service.writer import Pace
+    from service.outbox import Pace
 
     def work(recorder, number):
         recorder.progress(900 + number, 1000, {"loss": -1.0})

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from service.recorder import record_job
 
 REPOSITORY = Path(__file__).parents[2]
-NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "pydantic", "typer")
+NEEDED = ("fastapi", "jinja2", "prometheus-client", "pydantic", "sqlalchemy", "typer", "uvicorn")
 ABSENT = ("torch", "torchvision", "numpy", "zarr", "timm", "PIL", "safetensors", "numcodecs")
 
 SERVE = f"""

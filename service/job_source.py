@@ -1,0 +1,135 @@
+"""Where `cli.py jobs` reads from: the database itself, or a service's HTTP interface.
+
+Both give the same JSON. HTTP is spoken by the standard library: one question at a time every two
+seconds needs no client package in the service's image.
+"""
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any, Protocol
+
+TIMEOUT_S = 10.0
+Json = dict[str, Any]
+
+
+class JobSourceError(Exception):
+    """A question that was not answered; the message says by whom and what to do."""
+
+
+class JobSource(Protocol):
+    """What can be asked about jobs; every method raises `JobSourceError` or `StoreError`."""
+
+    def jobs(self, *, limit: int, **filters: Any) -> Json:
+        """Return a page of jobs, newest first; filters: `cursor`, `state`, `kind`."""
+
+    def job(self, job_id: str) -> Json:
+        """Return one job in full."""
+
+    def ranks(self, job_id: str) -> list[Json]:
+        """Return a job's ranks in order."""
+
+    def events(self, job_id: str) -> list[Json]:
+        """Return what happened to a job, oldest first."""
+
+    def cancel(self, job_id: str) -> Json:
+        """Ask a job to stop; return it."""
+
+
+def resolve(source: JobSource, prefix: str) -> str:
+    """Return the one job's id that begins with `prefix`.
+
+    Raises:
+        JobSourceError: none does, or several do.
+    """
+    if len(prefix) == 32:
+        return prefix
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = source.jobs(limit=200, cursor=cursor)
+        ids = [row["id"] for row in page["jobs"]]
+        found += [each for each in ids if each.startswith(prefix)]
+        cursor = page["next_cursor"]
+        if cursor is None or ids[-1] < prefix:  # newest first: the others are older
+            break
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise JobSourceError(f"got {prefix!r}, expected a job's id or its beginning: see 'jobs ls'")
+    some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+    raise JobSourceError(f"{prefix!r} is the beginning of {len(found)} ids, give more: {some}")
+
+
+class HttpJobs:
+    """The jobs of a service at `url`, such as http://127.0.0.1:8000."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self._url = url.rstrip("/")
+        self._token = token
+        # a redirect would carry the token elsewhere
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def jobs(self, *, limit: int, **filters: Any) -> Json:
+        """Return a page of jobs."""
+        return self._ask("GET", "", limit=limit, **filters)
+
+    def job(self, job_id: str) -> Json:
+        """Return one job in full."""
+        return self._ask("GET", f"/{_quoted(job_id)}")
+
+    def ranks(self, job_id: str) -> list[Json]:
+        """Return a job's ranks in order."""
+        return list(self._ask("GET", f"/{_quoted(job_id)}/ranks")["ranks"])
+
+    def events(self, job_id: str) -> list[Json]:
+        """Return what happened to a job, oldest first."""
+        return list(self._ask("GET", f"/{_quoted(job_id)}/events")["events"])
+
+    def cancel(self, job_id: str) -> Json:
+        """Ask a job to stop; return it."""
+        return self._ask("POST", f"/{_quoted(job_id)}/cancel")
+
+    def _ask(self, method: str, path: str, **params: object) -> Json:
+        query = urllib.parse.urlencode({k: v for k, v in params.items() if v is not None})
+        address = f"{self._url}/api/v1/jobs{path}" + (f"?{query}" if query else "")
+        if not address.startswith(("http://", "https://")):
+            raise JobSourceError(f"got --url {self._url}, expected http://HOST:PORT or https://")
+        request = urllib.request.Request(address, method=method)  # noqa: S310 - checked above
+        request.add_header("Accept", "application/json")
+        if self._token is not None:
+            request.add_header("Authorization", f"Bearer {self._token}")
+        try:
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+                body: Json = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise JobSourceError(self._refusal(error)) from None
+        except (urllib.error.URLError, OSError) as error:
+            why = getattr(error, "reason", error)
+            raise JobSourceError(
+                f"{self._url} does not answer ({why}): is 'cli.py serve' running there?"
+            ) from None
+        except ValueError:
+            raise JobSourceError(f"{self._url} is no job status service: not JSON") from None
+        return body
+
+    def _refusal(self, error: urllib.error.HTTPError) -> str:
+        with error:
+            if error.code == 401:
+                return f"{self._url} asks for a token: pass --token-file FILE, or set RETORT_TOKEN"
+            try:
+                detail = json.load(error)["detail"]
+            except (ValueError, KeyError, TypeError, OSError):
+                detail = error.reason
+        return f"{self._url}: {detail} ({error.code})"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none: the answer becomes an HTTPError."""
+        return
+
+
+def _quoted(job_id: str) -> str:
+    return urllib.parse.quote(job_id, safe="")

@@ -1,0 +1,192 @@
+// One job.
+
+import { Problem, ask, tell } from "./api.js";
+import { Chart, figuresOf } from "./chart.js";
+import { element, fillBar, find, say, showStatus, showText } from "./element.js";
+import { bytes, count, counts, fullInstant, instant, percent, rate, span } from "./format.js";
+import { poll } from "./poll.js";
+import { Ranks } from "./ranks.js";
+
+const API = `/api/v1${location.pathname}`;
+const METRICS_S = 5;
+const IDLE_S = 120;
+const POINTS = 160; // a figure is some 500 pixels wide
+const AT_ONCE = 8; // names in one question for metrics
+
+const charts = new Map(); // title -> Chart
+const ranks = new Ranks(find("ranks"));
+let job = null;
+let seenAt = 0;
+let metricsAt = -Infinity;
+let lastEvent = 0;
+
+const isFinal = () => job.ended !== null;
+const elapsed = () => (isFinal() ? 0 : (performance.now() - seenAt) / 1000);
+
+async function look() {
+  const { body, isNew } = await ask(API);
+  if (isNew || job === null) {
+    job = body;
+    seenAt = performance.now();
+    draw();
+    await drawEvents();
+  }
+  if (isNew && (isFinal() || performance.now() - metricsAt > METRICS_S * 1000)) {
+    metricsAt = performance.now();
+    await drawMetrics();
+  }
+  if (job.ranks > 1) ranks.draw((await ask(`${API}/ranks`)).body.ranks, job.progress.unit);
+  return job.poll_after_s;
+}
+
+function draw() {
+  find("job").hidden = false;
+  const far = percent(job.progress);
+  document.title = `${far || job.status} ${job.kind} · Retort`;
+  say(find("kind"), job.kind);
+  showStatus(find("status"), job.status);
+  say(find("id"), job.id);
+  say(find("where"), `${job.host}, pid ${job.pid}`);
+  fillBar(find("bar"), job.progress, `${far} ${counts(job.progress)}`);
+  find("bar").dataset.status = job.status;
+  find("cancel").hidden = isFinal() || job.status === "cancelling";
+  drawTimes();
+  pairs(find("config"), job.config);
+  pairs(find("environment"), job.environment);
+  drawArtifacts();
+}
+
+// What changes with time alone.
+function drawTimes() {
+  const server = Date.parse(job.heartbeat) + (job.heartbeat_age_s + elapsed()) * 1000;
+  const until = isFinal() ? Date.parse(job.ended) : server;
+  const facts = [
+    ["Done", percent(job.progress), counts(job.progress)],
+    ["Rate", rate(job.rate), job.progress.resumed ? `${count(job.progress.resumed)} were done before` : ""],
+    ["Left", job.eta_s === null ? "" : span(Math.max(0, job.eta_s - elapsed())), ""],
+    [isFinal() ? "Took" : "Running for", job.started ? span((until - Date.parse(job.started)) / 1000) : "", job.started ? `since ${instant(job.started)}` : ""],
+    ["Heartbeat", isFinal() ? "" : `${span(job.heartbeat_age_s + elapsed())} ago`, ""],
+    ["Progress", isFinal() || job.progress_age_s === null ? "" : `${span(job.progress_age_s + elapsed())} ago`, ""],
+    ["Written", job.bytes ? bytes(job.bytes) : "", ""],
+    ["Restarts", job.attempt ? String(job.attempt) : "", "by torchrun"],
+  ];
+  figures(facts.filter(([, value]) => value));
+  showNote();
+}
+
+const cells = new Map(); // name -> [dt, dd, b, span]
+
+function figures(facts) {
+  const list = find("figures");
+  const names = new Set(facts.map(([name]) => name));
+  for (const [name, { node }] of cells) {
+    if (!names.has(name)) {
+      node.remove();
+      cells.delete(name);
+    }
+  }
+  for (const [name, value, more] of facts) {
+    if (!cells.has(name)) {
+      const [strong, small] = [element("b"), element("small")];
+      const node = element("div", {}, element("dt", {}, name), element("dd", {}, strong, small));
+      cells.set(name, { node, strong, small });
+      list.append(node);
+    }
+    say(cells.get(name).strong, value);
+    say(cells.get(name).small, more);
+  }
+}
+
+function showNote() {
+  const note = find("reason");
+  const beat = span(job.heartbeat_age_s + elapsed());
+  const words = {
+    stale: `No heartbeat for ${beat}: suspended, cut off, or gone. A late heartbeat heals this.`,
+    crashed: `No heartbeat for ${beat}: the process is gone. The same command continues it.`,
+    cancelling: "Asked to stop: it finishes its step or block, and saves.",
+  };
+  const idle = (job.progress_age_s ?? 0) + elapsed();
+  const idling = job.status === "running" && idle > IDLE_S ? `Alive, but no progress for ${span(idle)}.` : "";
+  showText(note, job.reason ?? words[job.status] ?? idling);
+  note.dataset.status = job.status;
+}
+
+async function drawMetrics() {
+  const { names } = (await ask(`${API}/metrics`)).body;
+  const groups = figuresOf(names.map((each) => each.name));
+  const wanted = groups.flatMap((group) => group.names);
+  const found = new Map();
+  for (let at = 0; at < wanted.length; at += AT_ONCE) {
+    const query = new URLSearchParams(wanted.slice(at, at + AT_ONCE).map((name) => ["name", name]));
+    query.set("points", String(POINTS));
+    for (const each of (await ask(`${API}/metrics?${query}`)).body.series) found.set(each.name, each);
+  }
+  const steps = [...found.values()].flatMap((each) => [each.steps[0], each.steps.at(-1)]);
+  const range = [Math.min(...steps), Math.max(...steps)];
+  for (const group of groups) {
+    const series = group.names.map((name) => found.get(name)).filter(Boolean);
+    if (series.length === group.names.length) chartOf(group).update(series, range);
+  }
+}
+
+// A metric may appear later (top-1, after the first epoch): its figure is made anew.
+function chartOf(group) {
+  const before = charts.get(group.title);
+  if (before && before.names.join() === group.names.join()) return before;
+  const chart = new Chart(group);
+  if (before) before.node.replaceWith(chart.node);
+  else find("charts").append(chart.node);
+  charts.set(group.title, chart);
+  return chart;
+}
+
+async function drawEvents() {
+  const { events, last_id: last } = (await ask(`${API}/events?after=${lastEvent}`)).body;
+  if (events.length === 0) return;
+  lastEvent = last ?? events.at(-1).id;
+  const list = find("events").querySelector("ol");
+  for (const event of events) {
+    list.prepend(element("li", { "data-kind": event.kind },
+      element("time", { datetime: event.time }, fullInstant(event.time)),
+      element("span", { class: "kind" }, event.kind), element("span", {}, event.text)));
+  }
+  find("events").hidden = false;
+}
+
+function pairs(section, facts) {
+  const entries = Object.entries(facts ?? {}).filter(([, value]) => value !== null);
+  section.hidden = entries.length === 0;
+  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  const key = JSON.stringify(entries);
+  if (section.dataset.key === key) return;
+  section.dataset.key = key;
+  section.querySelector("dl").replaceChildren(...entries.map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, text(value)))));
+}
+
+function drawArtifacts() {
+  const section = find("artifacts");
+  const artifacts = job.artifacts ?? [];
+  section.hidden = artifacts.length === 0;
+  section.querySelector("tbody").replaceChildren(...artifacts.map((each) =>
+    element("tr", {}, element("th", { scope: "row" }, each.name),
+      element("td", { class: "number" }, count(each.size)),
+      element("td", {}, element("code", {}, each.sha256 ?? "")))));
+}
+
+const now = poll(look);
+find("cancel").addEventListener("click", () => find("stop").showModal());
+find("stop").addEventListener("close", async () => {
+  if (find("stop").returnValue !== "stop") return;
+  find("stop").returnValue = "";
+  try {
+    showText(find("refused"), "");
+    await tell(`${API}/cancel`);
+  } catch (fault) {
+    showText(find("refused"), fault instanceof Problem ? fault.message : "the service does not answer: the job was not asked");
+  }
+  now();
+});
+setInterval(() => {
+  if (job !== null && !isFinal()) drawTimes();
+}, 1000);
