@@ -12,4 +12,4 @@ compile pyproject.toml --extra demo --group dev --constraint requirements/pins.t
 compile requirements/uv.in -o requirements/uv.txt
 compile --group service --constraint requirements/pins.txt -o requirements/service.txt
 # What docker/train.Dockerfile installs: both jobs and every optional part, no tests.
-compile pyproject.toml --extra export --extra postgres --extra stores --extra zarrs --constraint requirements/pins.txt --constraint requirements/all.txt -o requirements/train.txt
+compile pyproject.toml --extra export --extra postgres --extra stores --constraint requirements/pins.txt --constraint requirements/all.txt -o requirements/train.txt
