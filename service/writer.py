@@ -117,7 +117,8 @@ class OutboxWriter:
         ]
 
     def _obey(self, state: State) -> None:
-        if state is State.CANCELLING:
+        # to another rank than the first the whole cancellation may have passed between two beats
+        if state in (State.CANCELLING, State.CANCELLED):
             self._outbox.cancel_requested.set()
 
 

@@ -127,12 +127,18 @@ class Writer:
         self.beating = None
         stopped.set()
         thread.join(HEARTBEAT_S)
-        with suppress(StoreError):
+        try:
             self.hasty.delete(_writer_key(self.name))
-        self._let_go()
+        except StoreError:
+            self._unlock()  # an unlocked file tells this host that the object is a dead writer's
+        else:
+            self._let_go()
 
     def _let_go(self) -> None:
         _lock_path(self.name).unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None

@@ -10,7 +10,7 @@ from pictures import encoded, picture
 
 from teacher_cache.engine import PILLOW
 from teacher_cache.images import index_images
-from teacher_cache.loader import Request, ViewRenderer, rendered
+from teacher_cache.loader import LoaderSettings, Request, ViewRenderer, rendered
 from teacher_cache.render import decode_image, pixel_crc, render
 from teacher_cache.views import ViewPolicy, sample_view
 
@@ -53,7 +53,7 @@ def by_loader(index, numbers, *, rows, group, workers):
         for g in range(0, len(numbers), group)
     ]
     crcs = {}
-    for result in rendered(renderer, requests, workers=workers):
+    for result in rendered(renderer, requests, LoaderSettings(workers), largest=(group, rows)):
         for g, number in enumerate(result.request.views):
             for b, row in enumerate(result.request.rows.tolist()):
                 crcs[row, number] = zlib.crc32(result.pixels_GBHWC[g, b].numpy().tobytes())
