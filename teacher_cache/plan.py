@@ -33,24 +33,28 @@ def plan(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> dict[str, 
     _teacher_seconds(teacher, recipe, batches=1)  # warm up
     teacher_s = _teacher_seconds(teacher, recipe, batches=SAMPLE_BATCHES) / SAMPLE_BATCHES / batch
     bytes_a_record, fill_s = _sample(recipe, index.take(rows), teacher)
+    records = len(index) * recipe.views.count
     block_rows = min(recipe.storage.rows_per_shard, len(index))
+    mb_of_slabs = 2 * slab_bytes(recipe, len(index)) / 1e6
+    figures = {
+        "bytes a record": bytes_a_record,
+        "GB": bytes_a_record * records / 1e9,
+        "teacher, images a second": 1 / teacher_s,
+        "teacher, hours": teacher_s * records / 3600,
+        "one process with decoding, hours": fill_s * records / 3600,
+        "MB to read an epoch": bytes_a_record * len(index) / 1e6,
+        "MB/s to read at 5,000 images a second": bytes_a_record * 5_000 / 1e6,
+        "MB of two slabs in memory": mb_of_slabs,
+        "MB of records in a host's memory, at most": mb_of_slabs
+        + bytes_a_record * block_rows / 1e6,
+    }
     return {
         "images": len(index),
         "views": recipe.views.count,
-        "records": (records := len(index) * recipe.views.count),
+        "records": records,
         "sample": count,
-        "bytes a record": round(bytes_a_record, 1),
-        "GB": round(bytes_a_record * records / 1e9, 3),
         "device": teacher.device.type,
-        "teacher, images a second": round(1 / teacher_s, 1),
-        "teacher, hours": round(teacher_s * records / 3600, 3),
-        "one process with decoding, hours": round(fill_s * records / 3600, 3),
-        "MB to read an epoch": round(bytes_a_record * len(index) / 1e6, 1),
-        "MB/s to read at 5,000 images a second": round(bytes_a_record * 5_000 / 1e6, 2),
-        "MB of two slabs in memory": round(2 * slab_bytes(recipe, len(index)) / 1e6, 1),
-        "MB of records in a host's memory, at most": round(
-            (2 * slab_bytes(recipe, len(index)) + bytes_a_record * block_rows) / 1e6, 1
-        ),
+        **{name: float(f"{value:.3g}") for name, value in figures.items()},
     }
 
 
