@@ -30,7 +30,7 @@ test-all: setup
 
 # what the page's tests open; without it they are skipped
 browser:
-	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install --yes --no-install-recommends chromium; }
+	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends chromium; }
 
 check: setup
 	$(BIN)/ruff format --check .
