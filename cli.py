@@ -113,7 +113,7 @@ def cache_teacher(
     record = _Record(
         kind="cache-teacher",
         unit="records",
-        config={**settings.model_dump(mode="json"), "recipe": recipe.stem},
+        config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data},
         out=out,
         device=str(teacher.device),
         rank=rank,
@@ -181,7 +181,7 @@ def train_student(
         record = _Record(
             kind="train-student",
             unit="steps",
-            config={**settings.model_dump(mode="json"), "recipe": recipe.stem},
+            config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data},
             out=str(out),
             device=str(place),
             rank=ranks.number,
@@ -425,7 +425,7 @@ def _counts(text: str | None) -> list[int]:
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -510,8 +510,8 @@ def _run(
         try:
             with stop:
                 stopped_by = _drain(job, stop, recorder, record["kind"] if shown else None)
-        except StoppedTogether:
-            stopped_by = "another rank"
+        except StoppedTogether:  # the rank that was reached first knows why; so does the record
+            stopped_by = "request" if recorder.was_cancelled(within_s=2.0) else "another rank"
         for name, file in artifacts.items():
             recorder.artifact(name, file)
         if stopped_by is None:
@@ -550,7 +550,7 @@ def _drain(
                 progress.metrics,
                 progress.resumed,
                 own=progress.own,
-                saved=progress.saved,
+                saved=progress.saved if kind else None,  # the first rank's alone to tell
             )
             if stop.signal is not None or recorder.cancel_requested:
                 print("stopping after this step or block ...", file=sys.stderr, flush=True)
@@ -620,6 +620,10 @@ def _device(name: str) -> "torch.device":
     return torch.device(name)
 
 
+_LISTED = 8
+"""Of a table within a table so many entries are shown to people; `--json` has all of them."""
+
+
 def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=1))
@@ -628,7 +632,9 @@ def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
     for name, value in facts.items():
         shown = f"{value:,}" if type(value) is int else value
         if isinstance(value, dict):
-            shown = "  ".join(f"{key}: {item}" for key, item in value.items()) or "none"
+            items = [f"{key}: {item}" for key, item in value.items()]
+            more = [f"... and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
+            shown = "  ".join([*items[:_LISTED], *more]) or "none"
         print(f"{name.ljust(width)}  {shown}")
 
 

@@ -108,6 +108,11 @@ class Recorder:
         """Whether somebody asked for the job to stop after its step or block."""
         return self._outbox.cancel_requested.is_set()
 
+    def was_cancelled(self, within_s: float) -> bool:
+        """Whether somebody asked for the job to stop, looked up anew, for at most `within_s`."""
+        self._outbox.wake.set()
+        return self._outbox.cancel_requested.wait(within_s if self._thread else 0.0)
+
     def start(self, url: str | None) -> None:
         """Start the thread that writes to `url`; `record_job` has done so."""
         try:
