@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.app import _listening
 from service.database import sqlite_url
 from service.jobs import JobRecord, State
 from service.store import open_store
@@ -238,6 +239,13 @@ def test_on_a_full_disk_jobs_are_read_and_nothing_can_be_asked_of_them(
     assert len(warnings_of(caplog)) == 1
     (small_disk / "filler").unlink()
     assert httpx.post(f"{base}/api/v1/jobs/{job}/cancel").status_code == 202
+
+
+def test_answers_do_not_wait_for_the_readers_acknowledgement() -> None:
+    with _listening("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_port_that_is_taken_is_one_line_and_exit_code_2(process: Any) -> None:
