@@ -161,7 +161,7 @@ def _fill(
     producer = _producer(teacher)
     count, pace = Count(cache), _Pace()
     yield count.progress(0)
-    commit: Future[None] | None = None
+    commit: Future[int] | None = None
     answers: list[_Answer] = []
     done, closing = 0, False
     for batch in _polled(stream, pace.watch):
@@ -178,7 +178,7 @@ def _fill(
         if is_whole:
             if commit is not None:
                 with pace.watch.during("write"):
-                    commit.result()  # one tile behind at most, and its error stops the job
+                    pace.bytes += commit.result()  # one tile behind; its error stops the job
             tile = work.popleft()
             count.add(tile)
             commit = committer.submit(_commit, cache, tile, answers, producer)
@@ -186,9 +186,9 @@ def _fill(
         if closing and not answers:
             break
     if commit is not None:
-        commit.result()
-    if not closing and count.look():
-        yield count.progress(0)  # what others committed meanwhile
+        pace.bytes += commit.result()
+    if not closing and (count.look() or pace.bytes):
+        yield count.progress(0, {"bytes": float(pace.bytes)})  # others may have committed, too
 
 
 def _polled(stream: Loader, watch: Stopwatch) -> Iterator[Rendered | None]:
@@ -204,17 +204,19 @@ def _polled(stream: Loader, watch: Stopwatch) -> Iterator[Rendered | None]:
 
 @dataclass(slots=True)
 class _Pace:
-    """For what the loop is held up: pixels, the teacher, or the tile that is being written."""
+    """For what the loop is held up (pixels, teacher, the tile that is written), and bytes."""
 
     watch: Stopwatch = field(default_factory=Stopwatch)
     looked: float = field(default_factory=time.monotonic)
+    bytes: int = 0
+    """What this process has committed."""
 
     def metrics(self, *, now: bool) -> dict[str, float]:
         """The shares of wall time since the last look: `now`, or when it is long ago."""
         if not now and time.monotonic() - self.looked < LOOK_EVERY_S:
             return {}
         self.looked = time.monotonic()
-        return self.watch.shares("data_wait", "teacher", "write")
+        return {**self.watch.shares("data_wait", "teacher", "write"), "bytes": float(self.bytes)}
 
 
 def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
@@ -224,12 +226,12 @@ def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
         yield from tile.requests
 
 
-def _commit(
-    cache: Cache, tile: Work, answers: "list[_Answer]", producer: Mapping[str, str]
-) -> None:
+def _commit(cache: Cache, tile: Work, answers: "list[_Answer]", producer: Mapping[str, str]) -> int:
     try:
-        for g, view in enumerate(tile.views):
+        return sum(
             write_block(cache, _block(BlockId(view, tile.shard), g, answers), producer)
+            for g, view in enumerate(tile.views)
+        )
     finally:
         tile.held.release()
 

@@ -186,10 +186,13 @@ def complete_views(cache: Cache) -> list[int]:
     return [view for view in range(cache.view_count) if view not in incomplete]
 
 
-def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None:
+def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     """Commit one block: encode its files, publish them, name them in the ledger.
 
     Any number of processes may write the same block: the first one's records stay, whole.
+
+    Returns:
+        How many bytes the files have; 0 where the block was committed before.
 
     Raises:
         ValueError: records of another shape than the block's rows.
@@ -199,7 +202,7 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None
     if len(block.topk.ids_BK) != len(rows):
         raise ValueError(f"got {len(block.topk.ids_BK)} records, expected {len(rows)}")
     if is_committed(cache.root, block.id):
-        return
+        return 0
     logp = stored_logp(block.topk.logp_BK, cache.layout().encoding)
     values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check)
     files = {
@@ -208,6 +211,7 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> None
     }
     stored = tuple(StoredFile(key, len(data), crc32c_of(data)) for key, data in files.items())
     cache.store.publish(LedgerEntry(block.id, stored, block.absent_rows, producer), files)
+    return sum(file.size for file in stored)
 
 
 def drop_block(cache: Cache, block: BlockId) -> None:

@@ -10,7 +10,7 @@ from small import build_teacher, cache_document, cache_recipe, fill_cache, to_to
 from teacher_cache.errors import CacheError
 from teacher_cache.fill import fill, open_or_create
 from teacher_cache.images import ImagesError, index_images
-from teacher_cache.ledger import BlockId, read_entry
+from teacher_cache.ledger import BlockId, committed_blocks, read_entry
 from teacher_cache.recipe import digest_of
 from teacher_cache.render import decode_image, pixel_crc, render
 from teacher_cache.store import absent_rows, checked_row, missing_blocks, open_cache, read_slab
@@ -241,7 +241,12 @@ def test_no_temporary_file_stays(filled):
 def test_every_tile_says_where_its_time_went(started):
     cache, index, teacher, recipe = started
     tiles = len(missing_tiles(cache, recipe.storage.views_per_tile))
-    metrics = [p.metrics for p in fill(cache, index, teacher, recipe) if p.metrics]
+    told = [p.metrics for p in fill(cache, index, teacher, recipe) if p.metrics]
+    *metrics, last = [dict(metrics) for metrics in told]
+    written = [metrics.pop("bytes") for metrics in metrics]
+    entries = [read_entry(cache.root, block) for block in committed_blocks(cache.root)]
+    assert last == {"bytes": sum(file.size for entry in entries for file in entry.files)}
+    assert written == sorted(written)
     assert len(metrics) == tiles
     for shares in metrics:
         assert set(shares) == {"data_wait_share", "teacher_share", "write_share"}

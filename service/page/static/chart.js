@@ -135,7 +135,8 @@ export class Chart {
 }
 
 // Which metrics are drawn together, in this order; each of the others has a figure of its own.
-const SHARES = new Set(["data_wait", "compute", "teacher", "write", "copy", "decode"]);
+const SHARES = ["data_wait_share", "compute_share", "teacher_share", "evaluation_share", "write_share", "checkpoint_share"];
+const LINES = 4; // in one figure; what is more goes into a further one
 const PLACES = new Set(["step", "epoch", "waiting_for_view"]);
 
 export function figuresOf(names) {
@@ -148,10 +149,18 @@ export function figuresOf(names) {
     { title: "Loss", names: take(["loss", "ce", "kd"]) },
     { title: "Top-1", names: take(["ema_top1", "top1"]) },
     { title: "Speed", fromZero: true, names: take([...left].filter((name) => name.endsWith("_per_s"))) },
-    { title: "Shares of time", isShare: true, names: take([...left].filter((name) => SHARES.has(name) || name.endsWith("_share"))) },
+    { title: "Shares of time", isShare: true, names: take([...SHARES, ...[...left].filter((name) => name.endsWith("_share"))]) },
     { title: "Top-5", names: take(["ema_top5", "top5"]) },
     { title: "Learning rate", names: take(["lr"]) },
   ];
   for (const name of left) groups.push({ title: label(name), names: [name] });
-  return groups.filter((group) => group.names.length > 0).map((group) => ({ ...group, names: group.names.slice(0, 4) }));
+  return groups.flatMap(inFigures);
+}
+
+function inFigures(group) {
+  const figures = [];
+  for (let at = 0; at < group.names.length; at += LINES) {
+    figures.push({ ...group, title: at ? `${group.title}, further` : group.title, names: group.names.slice(at, at + LINES) });
+  }
+  return figures;
 }
