@@ -26,7 +26,9 @@ TOKEN = "a-token-of-thirty-two-bytes-or-more"
 # what training needs and the service's image has not
 ABSENT = ("torch", "torchvision", "timm", "zarr", "numcodecs", "numpy", "PIL", "safetensors")
 JOBS = f"""
-import sys
+import signal, sys
+# as in a terminal: a shell's background job, such as these tests may be, ignores Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.modules.update(dict.fromkeys({ABSENT}, None))
 sys.path.insert(0, {str(REPOSITORY)!r})
 sys.argv = ["cli.py", "jobs", *sys.argv[1:]]
