@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.machine import describe
 from teacher_cache.fill import fill, open_or_create
 from teacher_cache.images import ImageIndex, index_images
-from teacher_cache.loader import Request, ViewRenderer, rendered
+from teacher_cache.loader import LoaderSettings, Request, ViewRenderer, rendered
 from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.store import Block, Cache, create_cache, read_slab, write_block
 from teacher_cache.teacher import Teacher, load_teacher
@@ -67,7 +67,8 @@ def rendering_s(index: ImageIndex, recipe: CacheRecipe) -> float:
     )
     rows = torch.arange(len(index)).split(BATCH)
     started = time.perf_counter()
-    for _ in rendered(renderer, [Request(part.numpy(), (0, 1)) for part in rows], workers=1):
+    requests = [Request(part.numpy(), (0, 1)) for part in rows]
+    for _ in rendered(renderer, requests, LoaderSettings(1), largest=(2, len(rows[0]))):
         pass
     return time.perf_counter() - started
 
