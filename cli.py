@@ -17,7 +17,7 @@ import typer
 
 from service.commands import jobs_app
 from service.project_file import PROJECT_FILE, ProjectFileError, project_defaults
-from teacher_cache.errors import UserError
+from teacher_cache.errors import StoppedTogether, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -503,7 +503,6 @@ def _run(
     """Drain a job: print, record, and stop it between steps when a signal or a reader asks."""
     from service.recorder import record_job
     from service.stop import StopSignal
-    from teacher_cache.errors import StoppedTogether
 
     stop = StopSignal()
     with record_job(**record) as recorder:

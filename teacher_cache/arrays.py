@@ -30,9 +30,7 @@ from teacher_cache.encodings import (
 )
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
-from teacher_cache.layout import RECORD_ARRAYS as RECORD_ARRAYS
-from teacher_cache.layout import ROWS_PER_CHECK as ROWS_PER_CHECK
-from teacher_cache.layout import Layout
+from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, Layout
 from teacher_cache.ledger import BlockId, crc32c_of
 from teacher_cache.manifest import Manifest
 from teacher_cache.place import Root, place_of

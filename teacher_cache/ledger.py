@@ -55,11 +55,6 @@ def entry_key(block: BlockId) -> str:
     return f"ledger/{block.view}/{block.shard}.json"
 
 
-def commit_entry(root: Root, entry: LedgerEntry) -> bool:
-    """Add an entry, durably, if its block has none; False when another writer was first."""
-    return place_of(root).add(entry_key(entry.block), encode_entry(entry))
-
-
 def is_committed(root: Root, block: BlockId) -> bool:
     """Whether the ledger names the block."""
     return place_of(root).exists(entry_key(block))
@@ -80,7 +75,7 @@ def read_entry(root: Root, block: BlockId) -> LedgerEntry | None:
     """The entry of a block, or None where it is not committed.
 
     Raises:
-        DamagedRecords: an entry that is not what `commit_entry` wrote.
+        DamagedRecords: an entry that is not what `encode_entry` made.
     """
     data = place_of(root).read(entry_key(block))
     if data is None:

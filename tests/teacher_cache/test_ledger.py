@@ -9,12 +9,14 @@ from teacher_cache.ledger import (
     BlockId,
     LedgerEntry,
     StoredFile,
-    commit_entry,
     committed_blocks,
     crc32c_of,
+    encode_entry,
+    entry_key,
     is_committed,
     read_entry,
 )
+from teacher_cache.place import place_of
 
 ENTRY = LedgerEntry(
     BlockId(2, 5),
@@ -22,6 +24,11 @@ ENTRY = LedgerEntry(
     (4, 9),
     {"host": "a", "torch": "2"},
 )
+
+
+def commit_entry(root, entry):
+    """As a block's writer names it; False when another writer was first."""
+    return place_of(root).add(entry_key(entry.block), encode_entry(entry))
 
 
 def test_crc32c_is_castagnolis():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from teacher_cache.errors import DamagedRecords
-from teacher_cache.ledger import BlockId, read_entry
+from teacher_cache.ledger import BlockId, LedgerEntry, encode_entry, entry_key, read_entry
+from teacher_cache.place import place_of
 from teacher_cache.staging import claim, stage
 from teacher_cache.store import Block, missing_blocks, open_cache, read_slab, write_block
 from teacher_cache.topk import TopK
@@ -130,10 +131,9 @@ def test_an_entry_outside_the_cache_and_one_that_names_too_few_files_are_damage(
     (own_cache / "ledger" / "9").mkdir()
     shutil.copy(own_cache / FILES[-1], own_cache / "ledger" / "9" / "9.json")
     entry = read_entry(own_cache, BLOCK)
-    from teacher_cache.ledger import LedgerEntry, commit_entry
-
     (own_cache / FILES[-1]).unlink()
-    commit_entry(own_cache, LedgerEntry(BLOCK, entry.files[1:], (), {}))
+    short = LedgerEntry(BLOCK, entry.files[1:], (), {})
+    place_of(own_cache).add(entry_key(BLOCK), encode_entry(short))
     found = verify(cache)
     assert [(d.file, d.what) for d in found.damage] == [
         ("ids/c/1/2/0", "is not named by its ledger entry"),
