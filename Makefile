@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/python cli.py demo
 
 test: setup
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow"
 
 test-all: setup
 	$(PYTEST)

@@ -17,6 +17,14 @@ from cli import main
 from teacher_cache.encodings import Encoding
 
 
+def pytest_collection_modifyitems(items):
+    """Without a CUDA device, what needs one says so and is skipped."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)  # two are slower on networks this small, and much slower under load
