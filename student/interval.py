@@ -1,7 +1,8 @@
 """One logging interval: its losses stay on the device until it ends."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,10 @@ from torch import Tensor
 from student.batches import MicroBatch
 from student.ranks import ALONE, Ranks
 from teacher_cache.errors import UserError
+from teacher_cache.stopwatch import Stopwatch
+
+SHARES = ("data_wait", "copy", "compute")
+"""For what training is held up; `ranks`, waiting for each other, where there are several."""
 
 
 class TrainingError(UserError):
@@ -29,6 +34,7 @@ class Interval:
     losses: list[Tensor] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
     images: int = 0
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def add(self, step: int, step_batches: Sequence[MicroBatch], losses: Tensor) -> None:
         """Remember one step without waiting for the device."""
@@ -38,7 +44,9 @@ class Interval:
         self.images += len(self.rows[-1]) * self.ranks.count
 
     def summarize(self) -> dict[str, float]:
-        """Means over the interval and the ranks; it ends here. All ranks do this together.
+        """Means over the interval and the ranks, speed and shares; it ends here.
+
+        All ranks do this together.
 
         Raises:
             TrainingError: a loss that is not finite, with its step and images.
@@ -49,15 +57,17 @@ class Interval:
         self.steps, self.rows, self.losses = [], [], []
         self.restart_clock()
         return dict(zip(("loss", "ce", "kd"), means.tolist(), strict=True)) | {
-            "images_per_s": round(speed, 1)
+            "images_per_s": round(speed, 1),
+            **self.watch.shares(*SHARES),
         }
 
     def require_finite(self) -> np.ndarray:
         """The interval's losses [steps, 3], means over the ranks; raises like `summarize`."""
         if not self.losses:
             return np.zeros((0, 3))
-        own = torch.stack(self.losses).double().cpu().numpy()
-        found = self.ranks.gather((own, self._complaint(own)))
+        with self.watch.during("compute"):  # the device is waited for
+            own = torch.stack(self.losses).double().cpu().numpy()
+            found = self.ranks.gather((own, self._complaint(own)))
         for _, complaint in found:
             if complaint is not None:
                 raise TrainingError(complaint)
@@ -66,6 +76,14 @@ class Interval:
     def restart_clock(self) -> None:
         """Leave what was not training out of the images a second."""
         self.since, self.images = time.monotonic(), 0
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Leave the time inside out of speed and shares: it is not training."""
+        started = time.monotonic()
+        with self.watch.stopped():
+            yield
+        self.since += time.monotonic() - started
 
     def _complaint(self, losses: np.ndarray) -> str | None:
         bad = np.flatnonzero(~np.isfinite(losses[:, 0]))

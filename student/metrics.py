@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a logging interval, and one an evaluation."""
+"""`metrics.jsonl`: a JSON object a logging interval, one an evaluation, and one an epoch's end."""
 
 import json
 import os

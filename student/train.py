@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -38,9 +38,8 @@ from teacher_cache.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
-SHARES = ("data_wait", "copy", "compute", "evaluation", "checkpoint")
-"""For what a run's loop may be held up; `ranks`, waiting for each other, where there are several.
-Evaluation and checkpoint stand in the interval after them."""
+EPOCH_SHARES = ("evaluation", "checkpoint")
+"""What of an epoch's wall time is not training."""
 
 
 def train(
@@ -82,8 +81,9 @@ class _Job:
     ranks: Ranks
     state: "RunState"
     interval: Interval
-    watch: Stopwatch
     resumed: int
+    epoch: Stopwatch = field(default_factory=Stopwatch)
+    """Since the epoch began, or since the run was continued within it."""
     saved: int | None = None
     """At which step it was saved, until that has been told."""
 
@@ -97,6 +97,12 @@ class _Job:
         """Add a line to the metrics."""
         if self.ranks.is_first:
             append_metrics(self.run.metrics, {**self.place, **metrics})
+
+    @contextmanager
+    def interrupted(self, name: str) -> Iterator[None]:
+        """Count what happens inside as the epoch's, not as training."""
+        with self.interval.interrupted(), self.epoch.during(name):
+            yield
 
     def pause(self, metrics: Mapping[str, float]) -> Iterator[Progress]:
         """Yield where the job is; whoever closes it here stops all ranks after the same step."""
@@ -135,7 +141,6 @@ def _prepared(
         ranks=ranks,
         state=state,
         interval=Interval(data.index.keys, ranks),
-        watch=Stopwatch(),
         resumed=state.step,
     )
 
@@ -147,13 +152,13 @@ def _train(job: _Job) -> Iterator[Progress]:
         recipe.loader.workers, recipe.loader.memory_mb, pinned=job.device.type == "cuda"
     )
     with batches(job.data, plan, start_step=state.step, settings=settings) as stream:
-        for step_batches in fed(stream, job.device, job.watch):
+        for step_batches in fed(stream, job.device, job.interval.watch):
             if not step_batches:
                 yield from _waiting(job, stream)
                 continue
             _agree(job)
             lr = _learning_rate(recipe, plan, state.step)
-            with job.watch.during("compute"):
+            with job.interval.watch.during("compute"):
                 losses = job.trainee.step(step_batches, lr=lr, step=state.step)
             state.step += 1
             job.interval.add(state.step, step_batches, losses)
@@ -177,7 +182,7 @@ def _agree(job: _Job) -> None:
     rank's signal decide for all.
     """
     due = job.ranks.is_first and job.state.is_due(job.run.recipe.run.checkpoint_every_s)
-    with job.watch.during("ranks" if job.ranks.count > 1 else "compute"):
+    with job.interval.watch.during("ranks" if job.ranks.count > 1 else "compute"):
         stopping, saving = job.ranks.agree(save=due)
     if stopping or saving:
         _save(job)
@@ -189,24 +194,27 @@ def _agree(job: _Job) -> None:
 
 
 def _closed_intervals(job: _Job, lr: float) -> dict[str, float]:
-    """What there is to say after a step; an epoch's end evaluates and saves, too."""
+    """What there is to say after a step; an epoch's end evaluates and saves, too.
+
+    Each line is written when its figures are known, so that a crash in what follows loses none.
+    """
     recipe, plan, step = job.run.recipe, job.plan, job.state.step
     metrics: dict[str, float] = {}
     epoch_ends = step % plan.steps_per_epoch == 0
     if step == 1 or step % recipe.run.log_every_steps == 0 or epoch_ends:
-        with job.watch.during("compute"):
-            means = job.interval.summarize()
-        metrics = {**means, "lr": lr, **job.watch.shares(*SHARES)}
+        metrics = {**job.interval.summarize(), "lr": lr}
         job.log(metrics)
     if epoch_ends and _evaluation_is_due(recipe, plan, step):
-        with job.watch.during("evaluation"):
+        with job.interrupted("evaluation"):
             accuracies = _evaluate(job)
         job.log(accuracies)
         metrics |= accuracies
         _keep_if_best(job, accuracies)
-        job.interval.restart_clock()
     if epoch_ends:
         _save(job)
+        shares = job.epoch.shares(*EPOCH_SHARES)
+        job.log(shares)
+        metrics |= shares
     return {**job.place, **metrics} if metrics else {}
 
 
@@ -256,7 +264,7 @@ def _resume(run: Run, trainee: Trainee) -> RunState:
 def _save(job: _Job) -> None:
     job.interval.require_finite()
     if job.ranks.is_first:
-        with job.watch.during("checkpoint"):
+        with job.interrupted("checkpoint"):
             save_checkpoint(job.run.last, job.state.checkpoint(job.trainee, with_optimizer=True))
     job.state.saved, job.saved = time.monotonic(), job.state.step
 
@@ -277,8 +285,9 @@ def _keep_if_best(job: _Job, accuracies: Mapping[str, float]) -> None:
     if accuracies[job.trainee.judged_by] > job.state.best_top1:
         job.state.best_top1 = accuracies[job.trainee.judged_by]
         if job.ranks.is_first:
-            saved = job.state.checkpoint(job.trainee, with_optimizer=False)
-            save_checkpoint(job.run.best, saved)
+            with job.interrupted("checkpoint"):
+                saved = job.state.checkpoint(job.trainee, with_optimizer=False)
+                save_checkpoint(job.run.best, saved)
 
 
 def _write_summary(job: _Job) -> None:

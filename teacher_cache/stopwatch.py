@@ -26,6 +26,15 @@ class Stopwatch:
         finally:
             self._spent[name] += time.perf_counter() - started
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leave the time inside out of the wall time that shares are of."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - started
+
     def shares(self, *names: str) -> dict[str, float]:
         """Each name's share of the wall time since the last look, 0 to 1; the count starts anew.
 

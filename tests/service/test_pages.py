@@ -116,6 +116,16 @@ def record_training(store: JobStore) -> str:
         for name, value in (("loss", 90.0), ("ce", 120.0), ("kd", 80.0), ("images_per_s", 1e5))
     ]
     points += [
+        Point(f"{name}_share", step, value)
+        for step in range(0, 3000, 50)
+        for name, value in (("data_wait", 0.1), ("copy", 0.01), ("compute", 0.85), ("ranks", 0.02))
+    ]
+    points += [
+        Point(f"{name}_share", step, value)
+        for step in range(500, 3000, 500)
+        for name, value in (("evaluation", 0.07), ("checkpoint", 0.03))
+    ]
+    points += [
         Point(name, step, 70 - 5e4 / (step + 1000))
         for step in range(500, 3000, 500)
         for name in ("top1", "ema_top1")
@@ -164,6 +174,21 @@ def test_a_live_job_is_followed_from_the_list_to_its_end(
     assert f"{series['last'][-1]:.4g}" in rows.first.inner_text()
     events = page.locator(".events li")
     assert "succeeded" in events.first.inner_text()
+
+
+def test_shares_of_an_epoch_stand_apart_from_those_of_the_intervals_within(
+    base: str, trained: str, open_tab: Callable[..., Page]
+) -> None:
+    page = open_tab(f"{base}/jobs/{trained}")
+    figures = {}
+    expect(page.locator("figure canvas").nth(4)).to_be_visible()
+    for figure in page.locator("figure").all():
+        legend = figure.locator(".legend li").all_inner_texts()
+        figures[figure.locator("h2").inner_text()] = [text.replace("\n", " ") for text in legend]
+    assert figures["Shares of an epoch"] == ["evaluation share 7%", "checkpoint share 3%"]
+    assert figures["Shares of time"] == [
+        "data wait share 10%", "compute share 85%", "copy share 1%", "ranks share 2%"
+    ]  # fmt: skip
 
 
 def test_nothing_is_sent_again_that_the_page_already_has(

@@ -14,7 +14,7 @@ from student.checkpoint import load_checkpoint
 from student.data import plain_data, replayed_data
 from student.evaluate import evaluate_run
 from student.export import export
-from student.interval import TrainingError
+from student.interval import SHARES, TrainingError
 from student.metrics import read_metrics
 from student.models import ModelError
 from student.recipe import StudentRecipe
@@ -26,7 +26,7 @@ from student.run import (
     saved_state,
     start_or_continue,
 )
-from student.train import SHARES, train
+from student.train import EPOCH_SHARES, train
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords, ReplayRefused
 from teacher_cache.images import ImagesError, index_images, rebase
 from teacher_cache.recipe import parse_recipe
@@ -116,6 +116,7 @@ def test_metrics_hold_the_first_step_every_interval_and_every_evaluation(unbroke
     shares = {f"{name}_share" for name in SHARES}
     assert set(losses[0]) == {"step", "epoch", "loss", "ce", "kd", "lr", "images_per_s"} | shares
     assert [line["step"] for line in evaluations] == [5, 10, 15]
+    assert len(lines) == len(losses) + 2 * len(evaluations)
     assert {"top1", "top5", "ema_top1", "ema_top5"} < set(evaluations[0])
     for line in losses:
         assert line["loss"] == pytest.approx(0.5 * line["ce"] + 0.5 * line["kd"], rel=1e-5)
@@ -375,9 +376,36 @@ def test_the_shares_of_an_interval_say_where_its_time_went(scans, filled, tmp_pa
         shares = [line[f"{name}_share"] for name in SHARES]
         assert all(0 <= share <= 1 for share in shares)
         assert 0.5 < sum(shares) < 1.001
-    after_an_epoch = lines[[line["step"] for line in lines].index(6)]
-    assert after_an_epoch["evaluation_share"] > 0 < after_an_epoch["checkpoint_share"]
-    assert sum(line["evaluation_share"] > 0 for line in lines) == 2
+
+
+def test_every_epoch_the_last_too_says_what_its_evaluation_and_saving_took(scans, filled, tmp_path):
+    run = trained(
+        tmp_path / "run", scans, filled.root,
+        evaluation__every_epochs=3, run__log_every_steps=1, run__checkpoint_every_s=1e-6,
+    )  # fmt: skip
+    lines = read_metrics(run.metrics)
+    epochs = [line for line in lines if "checkpoint_share" in line]
+    names = {"step", "epoch", *(f"{name}_share" for name in EPOCH_SHARES)}
+    assert [(line["step"], line["epoch"]) for line in epochs] == [(5, 0), (10, 1), (15, 2)]
+    assert lines[-1] == epochs[-1]
+    assert all(set(line) == names for line in epochs)
+    assert [line["evaluation_share"] > 0 for line in epochs] == [False, False, True]
+    for line in epochs:
+        assert 0 < line["checkpoint_share"] < 1 - line["evaluation_share"]
+    for line in lines:
+        if "loss" in line:  # before each step it was saved, which is not its interval's
+            assert 0.7 < sum(line[f"{name}_share"] for name in SHARES) < 1.001
+
+
+def test_an_evaluation_that_fails_leaves_its_epoch_s_losses_on_record(
+    filled, scans, own_scans, tmp_path
+):
+    steps, run = job(tmp_path / "run", own_scans, filled.root)
+    for path in (own_scans / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ImagesError):
+        list(steps)
+    assert [line["step"] for line in read_metrics(run.metrics)] == [1, 2, 4, 5]
 
 
 def test_settings_that_came_later_are_not_in_the_digest_of_a_recipe_that_leaves_them_out():

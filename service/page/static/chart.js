@@ -135,7 +135,8 @@ export class Chart {
 }
 
 // Which metrics are drawn together, in this order; each of the others has a figure of its own.
-const SHARES = ["data_wait_share", "compute_share", "teacher_share", "evaluation_share", "write_share", "checkpoint_share"];
+const SHARES = ["data_wait_share", "compute_share", "teacher_share", "copy_share", "write_share"];
+const EPOCH_SHARES = ["evaluation_share", "checkpoint_share"];
 const LINES = 4; // in one figure; what is more goes into a further one
 const PLACES = new Set(["step", "epoch", "waiting_for_view"]);
 
@@ -149,6 +150,7 @@ export function figuresOf(names) {
     { title: "Loss", names: take(["loss", "ce", "kd"]) },
     { title: "Top-1", names: take(["ema_top1", "top1"]) },
     { title: "Speed", fromZero: true, names: take([...left].filter((name) => name.endsWith("_per_s"))) },
+    { title: "Shares of an epoch", isShare: true, names: take(EPOCH_SHARES) },
     { title: "Shares of time", isShare: true, names: take([...SHARES, ...[...left].filter((name) => name.endsWith("_share"))]) },
     { title: "Top-5", names: take(["ema_top5", "top5"]) },
     { title: "Learning rate", names: take(["lr"]) },
