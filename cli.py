@@ -8,10 +8,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,9 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from service.recorder import Recorder
-    from service.stop import StopSignal
+    from service.runner import Job
     from teacher_cache.images import ImageIndex
-    from teacher_cache.progress import Progress
     from teacher_cache.recipe import CacheRecipe
     from teacher_cache.teacher import Teacher
 
@@ -95,6 +93,7 @@ def cache_teacher(
     device: DeviceOption = "auto",
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
+    from service.recorder import record_job
     from teacher_cache.fill import fill, open_or_create
     from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
@@ -110,7 +109,7 @@ def cache_teacher(
     cache = open_or_create(
         root, settings, index, teacher, accept_pixel_libraries=accept_pixel_libraries
     )
-    record = _Record(
+    recorder = record_job(
         kind="cache-teacher",
         unit="records",
         config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data},
@@ -120,9 +119,10 @@ def cache_teacher(
         images_per_unit=1,
     )
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
-    _run(job, record, {"zarr.json": root / "zarr.json"} if isinstance(root, Path) else {})
-    left = len(missing_blocks(cache))
-    state = f"{left} blocks are still with other writers" if left else "complete"
+    left = {"zarr.json": root / "zarr.json"} if isinstance(root, Path) else {}
+    _run(job, recorder, left, shown=True)
+    missing = len(missing_blocks(cache))
+    state = f"{missing} blocks are still with other writers" if missing else "complete"
     print(f"cache {root}: {cache.view_count} views of {len(index)} images, {state}")
 
 
@@ -151,6 +151,7 @@ def train_student(
     Several GPUs: torchrun --nproc-per-node N cli.py train-student ...; each takes its share of
     every batch.
     """
+    from service.recorder import record_job
     from service.terminal import spell
     from student.data import plain_data, replayed_data
     from student.ranks import joined
@@ -178,7 +179,7 @@ def train_student(
     place = _device(device)
     with joined(place) as ranks:
         run = start_together(out, settings, training, validation, ranks)
-        record = _Record(
+        recorder = record_job(
             kind="train-student",
             unit="steps",
             config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data},
@@ -189,7 +190,7 @@ def train_student(
         )
         job = train(run, training, validation, device=place, ranks=ranks)
         left = {file.name: file for file in (run.summary, run.last, run.best)}
-        _run(job, record, left, shown=ranks.is_first)
+        _run(job, recorder, left, shown=ranks.is_first)
         if not ranks.is_first:
             return
     summary = json.loads(run.summary.read_text())
@@ -481,81 +482,13 @@ def main() -> None:
         sys.exit(_complain(f"{error}: nothing already done is lost; mend this and run it again", 1))
 
 
-class _Record(TypedDict):
-    """What `record_job` is told of a job."""
+def _run(job: "Job", recorder: "Recorder", artifacts: Mapping[str, Path], *, shown: bool) -> None:
+    """Drain a job into its record; leave with its exit code if it was stopped before its end."""
+    from service.runner import run_job
 
-    kind: str
-    unit: str
-    config: Mapping[str, Any]
-    out: str
-    device: str
-    rank: int
-    images_per_unit: int
-
-
-def _run(
-    job: Iterator["Progress"],
-    record: _Record,
-    artifacts: Mapping[str, Path],
-    *,
-    shown: bool = True,
-) -> None:
-    """Drain a job: print, record, and stop it between steps when a signal or a reader asks."""
-    from service.recorder import record_job
-    from service.stop import StopSignal
-
-    stop = StopSignal()
-    with record_job(**record) as recorder:
-        try:
-            with stop:
-                stopped_by = _drain(job, stop, recorder, record["kind"] if shown else None)
-        except StoppedTogether:  # the rank that was reached first knows why; so does the record
-            stopped_by = "request" if recorder.was_cancelled(within_s=2.0) else "another rank"
-        for name, file in artifacts.items():
-            recorder.artifact(name, file)
-        if stopped_by is None:
-            recorder.finish("succeeded")
-            return
-        recorder.finish("cancelled", f"stopped by {stopped_by}; saved")
-    print(f"stopped by {stopped_by}; saved: the same command continues", file=sys.stderr)
-    raise SystemExit(_cancelled() if stop.signal is None else 128 + stop.signal)
-
-
-def _cancelled() -> int:
-    """The exit code of a job that was cancelled by request.
-
-    Where torchrun would start a failed process again, it is 0: the job is not to go on.
-    """
-    restarts, allowed = (
-        int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
-        for name in ("RESTART_COUNT", "MAX_RESTARTS")
-    )
-    return 0 if restarts < allowed else 12
-
-
-def _drain(
-    job: Iterator["Progress"], stop: "StopSignal", recorder: "Recorder", kind: str | None
-) -> str | None:
-    """Show (a `kind`) and record a job's progress; return what stopped it before its end."""
-    from service.terminal import ProgressDisplay
-
-    with ProgressDisplay(kind) if kind else nullcontext() as display:
-        for progress in job:
-            if display is not None:
-                display.show(progress)
-            recorder.progress(
-                progress.done,
-                progress.total,
-                progress.metrics,
-                progress.resumed,
-                own=progress.own,
-                saved=progress.saved if kind else None,  # the first rank's alone to tell
-            )
-            if stop.signal is not None or recorder.cancel_requested:
-                print("stopping after this step or block ...", file=sys.stderr, flush=True)
-                job.close()  # type: ignore[attr-defined]
-                return "request" if stop.signal is None else stop.signal.name
-    return None
+    code = run_job(job, recorder, artifacts, shown=shown, stopped_together=StoppedTogether)
+    if code is not None:
+        raise SystemExit(code)
 
 
 def _verification(facts: Mapping[str, Any]) -> str:

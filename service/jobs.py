@@ -94,7 +94,7 @@ class JobRecord:
     """When the job last said that it lives."""
     state: State = State.PENDING
     reason: str | None = None
-    """Why it failed or was cancelled, absolute paths cut to their last part."""
+    """Why it failed, was cancelled or had nothing to do; absolute paths cut to their last part."""
     done: int = 0
     """Units finished, those of earlier runs included."""
     total: int | None = None

@@ -95,6 +95,7 @@ class Recorder:
 
     def __init__(self, job: JobIdentity, pace: Pace) -> None:
         self.job_id = job.id
+        self.kind = job.kind
         self._job = job
         self._pace = pace
         self._outbox = Outbox()

@@ -32,7 +32,7 @@ from teacher_cache.durable import write_atomic
 from teacher_cache.errors import StoppedTogether
 from teacher_cache.images import ImageIndex
 from teacher_cache.loader import LoaderSettings
-from teacher_cache.progress import Progress
+from teacher_cache.progress import Job, Progress
 from teacher_cache.recipe import digest_of
 from teacher_cache.stopwatch import Stopwatch
 
@@ -49,7 +49,7 @@ def train(
     *,
     device: torch.device,
     ranks: Ranks = ALONE,
-) -> Iterator[Progress]:
+) -> Job:
     """Train to the recipe's end, from the last checkpoint if there is one, one job a run.
 
     The same recipe on the same data gives the same bytes of weights on the CPU, whatever the
@@ -65,7 +65,12 @@ def train(
     """
     with held(run) if ranks.is_first else nullcontext():
         ranks.agree()  # the others start once the run is held
-        yield from _train(_prepared(run, data, validation, device, ranks))
+        job = _prepared(run, data, validation, device, ranks)
+        try:
+            yield from _train(job)
+        except GeneratorExit:
+            return job.progress()
+    return None
 
 
 @dataclass(slots=True)
@@ -104,14 +109,18 @@ class _Job:
         with self.interval.interrupted(), self.epoch.during(name):
             yield
 
-    def pause(self, metrics: Mapping[str, float]) -> Iterator[Progress]:
-        """Yield where the job is; whoever closes it here stops all ranks after the same step."""
+    def progress(self, metrics: Mapping[str, float] | None = None) -> Progress:
+        """Where the job is."""
         step, steps = self.state.step, self.plan.total_steps
         saved, self.saved = self.saved, None
+        return Progress(step, steps, "steps", metrics or {}, self.resumed, saved=saved)
+
+    def pause(self, metrics: Mapping[str, float]) -> Iterator[Progress]:
+        """Yield where the job is; whoever closes it here stops all ranks after the same step."""
         try:
-            yield Progress(step, steps, "steps", metrics, self.resumed, saved=saved)
+            yield self.progress(metrics)
         except GeneratorExit:
-            if step < steps:
+            if self.state.step < self.plan.total_steps:
                 self.ranks.agree(stop=True)
             _save(self)
             raise
@@ -147,7 +156,7 @@ def _prepared(
 
 def _train(job: _Job) -> Iterator[Progress]:
     plan, state, recipe = job.plan, job.state, job.run.recipe
-    yield Progress(state.step, plan.total_steps, "steps", resumed=job.resumed)
+    yield job.progress()
     settings = LoaderSettings(
         recipe.loader.workers, recipe.loader.memory_mb, pinned=job.device.type == "cuda"
     )

@@ -25,7 +25,7 @@ from teacher_cache.machine import processor
 from teacher_cache.manifest import Manifest
 from teacher_cache.pixels import require_same_sample
 from teacher_cache.place import Root, place_of
-from teacher_cache.progress import Progress
+from teacher_cache.progress import Job, Progress
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
 from teacher_cache.stopwatch import Stopwatch
@@ -103,7 +103,7 @@ def fill(
     *,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[Progress]:
+) -> Job:
     """Compute and commit what nobody else does; closing it commits the tile at hand.
 
     Any number of processes may fill one cache, join and die: each takes the next tile that the
@@ -133,24 +133,32 @@ def fill(
         pinned=teacher.device.type == "cuda",
     )
     largest = (recipe.storage.views_per_tile, recipe.teacher.batch_size)
+    count, pace = Count(cache), _Pace()
     left = True
-    while left:
-        work: deque[Work] = deque()
-        requests = _requests(take_tiles(cache, recipe, rank, world_size), work)
-        try:
-            with (
-                rendered(_renderer(index, recipe), requests, settings, largest=largest) as stream,
-                ThreadPoolExecutor(1, thread_name_prefix="commit") as committer,
-            ):
-                yield from _fill(cache, index, teacher, recipe, stream, work, committer)
-        finally:
-            for unfinished in work:
-                unfinished.held.release()
-        left = yield from tiles_come_free(cache, recipe.storage.views_per_tile)
+    try:
+        while left:
+            work: deque[Work] = deque()
+            requests = _requests(take_tiles(cache, recipe, rank, world_size), work)
+            renderer = _renderer(index, recipe)
+            try:
+                with (
+                    rendered(renderer, requests, settings, largest=largest) as stream,
+                    ThreadPoolExecutor(1, thread_name_prefix="commit") as committer,
+                ):
+                    yield from _fill(count, pace, index, teacher, recipe, stream, work, committer)
+            finally:
+                for unfinished in work:
+                    unfinished.held.release()
+            left = yield from tiles_come_free(count, recipe.storage.views_per_tile)
+    except GeneratorExit:
+        count.look()
+        return count.progress(0, pace.written())
+    return None
 
 
 def _fill(
-    cache: Cache,
+    count: Count,
+    pace: "_Pace",
     index: ImageIndex,
     teacher: Teacher,
     recipe: CacheRecipe,
@@ -159,7 +167,6 @@ def _fill(
     committer: ThreadPoolExecutor,
 ) -> Iterator[Progress]:
     producer = _producer(teacher)
-    count, pace = Count(cache), _Pace()
     yield count.progress(0)
     commit: Future[int] | None = None
     answers: list[_Answer] = []
@@ -181,14 +188,14 @@ def _fill(
                     pace.bytes += commit.result()  # one tile behind; its error stops the job
             tile = work.popleft()
             count.add(tile)
-            commit = committer.submit(_commit, cache, tile, answers, producer)
+            commit = committer.submit(_commit, count.cache, tile, answers, producer)
             answers, done = [], 0
         if closing and not answers:
             break
     if commit is not None:
         pace.bytes += commit.result()
     if not closing and (count.look() or pace.bytes):
-        yield count.progress(0, {"bytes": float(pace.bytes)})  # others may have committed, too
+        yield count.progress(0, pace.written())  # others may have committed, too
 
 
 def _polled(stream: Loader, watch: Stopwatch) -> Iterator[Rendered | None]:
@@ -216,7 +223,11 @@ class _Pace:
         if not now and time.monotonic() - self.looked < LOOK_EVERY_S:
             return {}
         self.looked = time.monotonic()
-        return {**self.watch.shares("data_wait", "teacher", "write"), "bytes": float(self.bytes)}
+        return {**self.watch.shares("data_wait", "teacher", "write"), **self.written()}
+
+    def written(self) -> dict[str, float]:
+        """What this process has committed, as a metric."""
+        return {"bytes": float(self.bytes)}
 
 
 def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:

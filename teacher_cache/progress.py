@@ -1,6 +1,6 @@
 """What a running job says of itself: the one type that every job yields."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 class Progress:
     """One step of a job, yielded by `fill` and `train`.
 
-    A job is an iterator of `Progress`: whoever drains it prints and records it, and stops the job
-    by closing the iterator; the job then finishes its step or block, saves, and returns.
+    A job is a generator of `Progress`: whoever drains it prints and records it, and stops the job
+    by closing it; the job then finishes its step or block, saves, and returns where that left it.
     """
 
     done: int
@@ -25,3 +25,7 @@ class Progress:
     """How much of `done` this process did itself; None: all that was not there before."""
     saved: int | None = None
     """How much was done in the state that has just been saved: from there a restart goes on."""
+
+
+Job = Generator[Progress, None, Progress | None]
+"""Returns where it stands if it was closed before its end."""

@@ -73,13 +73,13 @@ def take_tiles(cache: Cache, recipe: CacheRecipe, rank: int, world_size: int) ->
             yield Work(held, tile.shard, views, requests)
 
 
-def tiles_come_free(cache: Cache, views_per_tile: int) -> Generator[Progress, None, bool]:
+def tiles_come_free(count: "Count", views_per_tile: int) -> Generator[Progress, None, bool]:
     """Wait for the tiles of others; whether one is to be taken, because its writer was killed.
 
     On a disk there is nothing to wait for. In a bucket a killed writer's claims stand for a while.
     """
+    cache = count.cache
     deadline = time.monotonic() + cache.store.claims_outlive_s()
-    count = Count(cache)
     while time.monotonic() < deadline and (tiles := missing_tiles(cache, views_per_tile)):
         for tile in tiles[:_TRIED_AT_ONCE]:
             if (held := cache.store.claim(_name_of(tile))) is not None:

@@ -4,8 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from service.store import open_store
 from teacher_cache.fill import fill, open_or_create
 from teacher_cache.images import index_images
 from teacher_cache.recipe import CacheRecipe, parse_recipe
@@ -104,6 +106,19 @@ def sigkill(process):
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
+
+
+def newest_job(folder):
+    """The record of the job that began last, with `cli_environment`."""
+    store = open_store(f"sqlite:///{folder}/jobs.db")
+    return store.get(store.list(limit=1).jobs[0].record.id).record
+
+
+def closed(job):
+    """Close a job; what it returns."""
+    with pytest.raises(StopIteration) as end:
+        job.throw(GeneratorExit)
+    return end.value.value
 
 
 def cli_environment(folder):

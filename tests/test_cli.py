@@ -9,8 +9,16 @@ import time
 import httpx
 import pytest
 from PIL import Image
-from small import REPOSITORY, cache_document, cli_environment, student_document, to_toml
+from small import (
+    REPOSITORY,
+    cache_document,
+    cli_environment,
+    newest_job,
+    student_document,
+    to_toml,
+)
 
+from service.store import open_store
 from teacher_cache.store import missing_blocks, open_cache
 
 
@@ -64,6 +72,29 @@ def test_the_three_uses_from_images_to_an_exported_student_and_its_record(
         assert one["metrics"]["ema_top1"] == summary["ema_top1"]
         assert one["progress"]["done"] == one["progress"]["total"] == 15
         assert httpx.get(f"{url}/livez").status_code == 200
+
+
+def test_a_rerun_of_what_is_done_is_a_job_that_says_so(cli, recipes, scans, tmp_path):
+    cache_toml, student_toml = recipes(schedule__epochs=1)
+    data = ["--data", scans / "train"]
+    caching = ["cache-teacher", cache_toml, *data, "--out", "cache"]
+    training = [
+        "train-student", student_toml, "--cache", "cache", *data, "--val", scans / "val",
+        "--out", "run",
+    ]  # fmt: skip
+    for command, total, unit in ((caching, 270, "records"), (training, 5, "steps")):
+        cli(*command)
+        first = newest_job(tmp_path)
+        assert (first.done, first.total, first.resumed, first.reason) == (total, total, 0, None)
+        words = f"nothing to do: all {total} {unit} were done before"
+        assert words in cli(*command).stderr
+        again = newest_job(tmp_path)
+        assert again.resumed_from == first.id != again.id
+        assert (again.state, again.reason) == ("succeeded", words)
+        assert (again.done, again.total, again.resumed) == (total, total, total)
+        store = open_store(f"sqlite:///{tmp_path}/jobs.db")
+        events = [event.text for event in store.events(again.id)]
+        assert events == ["pending", "running", f"succeeded: {words}"]
 
 
 class serving:

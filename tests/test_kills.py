@@ -7,7 +7,15 @@ import time
 
 import numpy as np
 import pytest
-from small import cache_document, cli_environment, command, sigkill, student_document, to_toml
+from small import (
+    cache_document,
+    cli_environment,
+    command,
+    newest_job,
+    sigkill,
+    student_document,
+    to_toml,
+)
 
 from student.checkpoint import load_checkpoint
 from student.metrics import read_metrics
@@ -157,6 +165,9 @@ def test_the_first_signal_commits_the_tile_at_hand_and_says_how_to_continue(
     left = missing_blocks(open_cache(root))
     assert 0 < len(left) < 3 * VIEWS
     assert len(left) % 2 == 0  # tiles of two views, none half committed
+    job, cache = newest_job(tmp_path), open_cache(root)
+    stored = sum(len(cache.rows(block.shard)) for block in blocks_of(root))
+    assert (job.state, job.done, job.total) == ("cancelled", stored, 90 * VIEWS)
     done = process(*long_cache(root))
     assert f"{VIEWS} views of 90 images, complete" in done.stdout
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CPU, REPOSITORY, cache_recipe, fill_cache, student_document
+from small import CPU, REPOSITORY, cache_recipe, closed, fill_cache, student_document
 
 from student.checkpoint import load_checkpoint
 from student.data import plain_data, replayed_data
@@ -134,6 +134,15 @@ def test_a_run_leaves_last_best_and_a_summary(unbroken):
     assert saved.best_top1 == max(
         line["ema_top1"] for line in read_metrics(unbroken.metrics) if "top1" in line
     )
+
+
+def test_a_run_that_is_closed_says_where_it_was_saved(scans, filled, tmp_path):
+    running, run = job(tmp_path / "run", scans, filled.root)
+    for _ in itertools.islice(running, 7 + 1):
+        pass
+    left = closed(running)
+    assert (left.done, left.total, left.saved) == (7, 15, 7)
+    assert load_checkpoint(run.last).step == 7
 
 
 def test_a_finished_run_has_nothing_left_to_do(unbroken, scans, filled):

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small import build_teacher, cache_document, cache_recipe, fill_cache, to_toml
+from small import build_teacher, cache_document, cache_recipe, closed, fill_cache, to_toml
 
 from teacher_cache.errors import CacheError
 from teacher_cache.fill import fill, open_or_create
@@ -90,13 +90,18 @@ def test_tiles_are_what_the_ledger_lacks_lower_views_first(started):
     ]  # fmt: skip
 
 
-def test_progress_counts_records_and_closing_commits_the_tile_at_hand(filled, started):
+def test_progress_counts_records_and_closing_commits_the_tile_at_hand_and_tells_of_it(
+    filled, started
+):
     cache, index, teacher, recipe = started
     job = fill(cache, index, teacher, recipe)
     seen = list(itertools.islice(job, 4))
     assert [p.done for p in seen] == [0, 32, 64, 96]  # 16 rows x 2 views a batch
     assert {p.total for p in seen} == {270}
-    job.close()
+    left = closed(job)
+    assert (left.done, left.own, left.resumed) == (128, 128, 0)
+    entries = [read_entry(cache.root, block) for block in committed_blocks(cache.root)]
+    assert left.metrics == {"bytes": sum(file.size for entry in entries for file in entry.files)}
     assert missing_blocks(cache) == [
         block for block in cache.blocks() if block not in {
             BlockId(0, 0), BlockId(1, 0), BlockId(0, 1), BlockId(1, 1)
