@@ -24,6 +24,11 @@ from service.tally import Tally
 
 _log = logging.getLogger(__name__)
 
+_NO_FIRST = (
+    "rank 0 has recorded no such job in this database: let RETORT_DB name the same one for all "
+    "ranks, on several hosts postgresql://user@host/name"
+)
+
 
 def store_outbox(store: JobStore, job: JobIdentity, outbox: Outbox, pace: Pace) -> None:
     """Store a process's outbox until it closes: what the recorder's thread does.
@@ -47,6 +52,8 @@ class OutboxWriter:
         self._stored = True
         self._remarks_stored = -1
         self._failing = False
+        self._too_early: str | None = None
+        """Why there is nowhere to store yet, though nothing fails."""
         self._attempted_s = float("-inf")
         self._written_s = float("-inf")
 
@@ -66,9 +73,12 @@ class OutboxWriter:
                 return
         # A database that failed before is tried once more; one that fails only now may be busy.
         was_failing = self._failing
-        deadline_s = time.monotonic() + self._pace.close_s
-        while self._attempt() and self._failing and not was_failing:
+        # a little less than the job waits: it does not know what is amiss
+        deadline_s = time.monotonic() + 0.8 * self._pace.close_s
+        while self._attempt() and (self._too_early or (self._failing and not was_failing)):
             if time.monotonic() > deadline_s:
+                if self._too_early:
+                    self._outbox.warn_once(self._job.id, self._too_early)
                 return
             time.sleep(0.1)
 
@@ -228,6 +238,7 @@ class RankWriter(OutboxWriter):
         super().__init__(store, job, outbox, pace)
         self._found: str | None = None
         self._end_stored = False
+        self._prepared = False
 
     def _store_pending(self) -> None:
         changes = self._outbox.changes[:]
@@ -238,9 +249,14 @@ class RankWriter(OutboxWriter):
         target, due = self._job.target, self._is_due() or not self._stored
         if target is None or not (due or ends or said):
             return
+        if not self._prepared:
+            self._store.prepare()  # the first process may not have come so far
+            self._prepared = True
         beaten = self._store.beat_rank(target, self._job.attempt, rank, said, known=self._found)
         if beaten is None:
-            return  # the first process has not recorded the job yet
+            self._too_early = _NO_FIRST
+            return
+        self._too_early = None
         if beaten.job_id != self._found:
             # another launch's job until its own first process had recorded this one
             self._found, self._remarks_stored = beaten.job_id, -1
@@ -250,3 +266,8 @@ class RankWriter(OutboxWriter):
         self._stored = True
         self._end_stored = rank.state.is_final
         self._written_s = time.monotonic()
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._too_early = None
+        self._prepared = False

@@ -2,12 +2,15 @@
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from service.jobs import JobRecord, State
+from service.outbox import Pace
 from service.recorder import WARNINGS_KEPT, Recorder
 from service.store import open_store
 
@@ -110,6 +113,42 @@ def test_a_cancellation_reaches_the_job_and_its_end_stands(
         recorder.finish("cancelled", "saved")
     end = read_surely(url, recorder.job_id)
     assert (end.state, end.reason) == (State.CANCELLED, "saved")
+
+
+def test_a_rank_that_ends_before_the_first_one_has_written_has_a_row_too(
+    url: str,
+    record: Callable[..., Recorder],
+    eventually: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    early = record(url, out="run", rank=1)  # in a database that does not exist yet
+    with ThreadPoolExecutor(1) as other, early:
+        early.progress(10, 20, own=5)
+        early.finish("succeeded")
+        closing = other.submit(early.close)
+        eventually(closing.running)
+        time.sleep(0.3)
+        assert not closing.done()
+        with record(url, out="run") as first:
+            closing.result(timeout=5)
+    ranks = open_store(url).ranks(first.job_id)
+    assert ranks is not None
+    assert [(rank.rank, rank.state, rank.done) for rank in ranks] == [
+        (0, State.SUCCEEDED, 0),
+        (1, State.SUCCEEDED, 5),
+    ]
+    assert caplog.text == ""
+
+
+def test_a_rank_whose_first_one_records_elsewhere_says_so_and_waits_no_longer_than_agreed(
+    url: str, record: Callable[..., Recorder], caplog: pytest.LogCaptureFixture
+) -> None:
+    began_s = time.monotonic()
+    with record(url, Pace(close_s=1.0), out="run", rank=1) as recorder:
+        recorder.progress(10, 20, own=5)
+    assert 0.5 < time.monotonic() - began_s < 2
+    (warning,) = caplog.messages
+    assert "let RETORT_DB name the same one for all ranks" in warning
 
 
 def test_every_rank_has_a_row_and_its_own_end(
