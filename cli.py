@@ -182,7 +182,7 @@ def train_student(
         recorder = record_job(
             kind="train-student",
             unit="steps",
-            config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data},
+            config={**training.settings(settings), "recipe": recipe.stem, "data": data},
             out=str(out),
             device=str(place),
             rank=ranks.number,

@@ -11,7 +11,7 @@ CONFIG_KEYS = frozenset(
         "recipe data views.count views.size views.interpolation views.seed views.reuse",
         "teacher.model teacher.batch_size teacher.pretrained topk.k topk.temperatures",
         "storage.encoding storage.rows_per_shard storage.views_per_tile loader.memory_mb",
-        "student.model distill.alpha distill.temperature distill.tail optimizer.name",
+        "student.model student.size distill.alpha distill.temperature distill.tail optimizer.name",
         "optimizer.batch_size optimizer.micro_batch optimizer.lr optimizer.weight_decay",
         "schedule.epochs schedule.warmup_epochs schedule.min_lr ema.decay ema.warmup",
         "reparam.branches evaluation.crop_ratio loader.workers run.seed run.threads",

@@ -5,6 +5,7 @@ import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from student.checkpoint import Checkpoint
 from student.metrics import read_metrics
@@ -70,11 +71,19 @@ def model_card(
         "## Recipe",
         "",
         "```json",
-        json.dumps(recipe.model_dump(mode="json"), indent=1),
+        json.dumps(_recipe(run), indent=1),
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    """The run's recipe, without what its cache decided instead."""
+    recipe = run.recipe.model_dump(mode="json")
+    if "cache recipe" in run.data_digest:
+        recipe["views"] = {"reuse": run.recipe.views.reuse}
+    return recipe
 
 
 def _origin(run: Run) -> dict[str, str]:

@@ -4,6 +4,7 @@ N rows, V views.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,15 @@ class TrainingData:
     def view_of(self, epoch: int) -> int:
         """The view that an epoch shows."""
         return epoch % self.cache.view_count if self.cache and self.reuse_views else epoch
+
+    def settings(self, recipe: StudentRecipe) -> dict[str, Any]:
+        """A recipe as it counts: with the student's size, and the views of the cache, if any."""
+        document = recipe.model_dump(mode="json")
+        document["student"]["size"] = self.renderer.size
+        if self.cache is not None:
+            views = self.cache.manifest.parsed_recipe().views.model_dump(mode="json")
+            document["views"] |= {**views, "count": self.cache.view_count}
+        return document
 
     def digest(self) -> dict[str, str]:
         """What the weights depend on besides the recipe."""

@@ -31,6 +31,12 @@ class ExportError(UserError):
     """An export that cannot be made as asked."""
 
 
+class FileTypeError(ExportError):
+    """A name for another file than an export writes."""
+
+    exit_code = 2  # usage
+
+
 @dataclass(frozen=True, slots=True)
 class Exported:
     """What was written, and how well it agrees with what was trained."""
@@ -56,7 +62,8 @@ def export(run: Run, file: Path, *, weights: Weights = Weights.AVERAGED) -> Expo
     The card is `file` with `.md` added. Both are written whole, or neither is.
 
     Raises:
-        ExportError: another file type, no write access, or a network that differs.
+        FileTypeError: neither .safetensors nor .onnx.
+        ExportError: no write access, or a network that differs.
         OnnxError: packages are missing, or the network has no ONNX form.
         WeightsError: no checkpoint, or a damaged one.
     """
@@ -102,8 +109,9 @@ def export(run: Run, file: Path, *, weights: Weights = Weights.AVERAGED) -> Expo
 
 def _require_possible(file: Path) -> None:
     if file.suffix not in (".safetensors", ".onnx"):
-        raise ExportError(
-            f"{file}: got file type {file.suffix or 'none'}, expected .safetensors or .onnx"
+        raise FileTypeError(
+            f"{file}: got file type {file.suffix or 'none'}, expected .safetensors or .onnx: "
+            "choose another --out"
         )
     if file.is_dir():
         raise ExportError(f"{file} is a folder, expected the name of a file to write")

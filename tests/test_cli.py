@@ -70,6 +70,9 @@ def test_the_three_uses_from_images_to_an_exported_student_and_its_record(
         one = httpx.get(f"{url}/api/v1/jobs/{jobs[0]['id']}").json()
         assert one["state"] == "succeeded"
         assert one["metrics"]["ema_top1"] == summary["ema_top1"]
+        shown = {name: one["config"][name] for name in ("student.size", "views.size")}
+        assert shown == {"student.size": 32, "views.size": 32}, "the cache's, not the default"
+        assert one["config"]["views.count"] == 3
         assert one["progress"]["done"] == one["progress"]["total"] == 15
         assert httpx.get(f"{url}/livez").status_code == 200
 

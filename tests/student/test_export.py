@@ -151,6 +151,7 @@ def test_metadata_and_card_say_what_the_file_is(run, filled, tmp_path):
         "ms in training form",
     ):
         assert words in card
+    assert "224" not in card.partition("## Recipe")[2], "the cache's views were shown, at 32 px"
     assert 0 < done.latency_folded_ms < done.latency_ms
 
 
@@ -230,14 +231,16 @@ def test_a_student_that_onnx_cannot_hold_leaves_no_file_and_says_what_to_do(cli,
 def test_what_cannot_be_written_is_refused_before_any_work(cli, run, tmp_path):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "folder.onnx").mkdir()
-    for out, words in (
-        ("student.pth", "expected .safetensors or .onnx"),
-        ("folder.onnx", "is a folder"),
-        ("taken/student.safetensors", "taken cannot be written to"),
-        ("/proc/nowhere/student.safetensors", "/proc"),
+    for out, words, code in (
+        ("student.pth", "got file type .pth, expected .safetensors or .onnx: choose another", 2),
+        ("student", "got file type none, expected .safetensors or .onnx: choose another", 2),
+        ("folder.onnx", "is a folder", 1),
+        ("taken/student.safetensors", "taken cannot be written to", 1),
+        ("/proc/nowhere/student.safetensors", "/proc", 1),
     ):
-        error = cli("export", run.folder, "--out", out, check=1).stderr
+        error = cli("export", run.folder, "--out", out, check=code).stderr
         assert error.startswith("error: ")
+        assert error.count("\n") == 1
         assert words in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", "taken"]
 

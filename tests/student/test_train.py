@@ -196,6 +196,18 @@ def test_every_epoch_shows_a_new_view_and_reuse_must_be_allowed(filled, scans, t
     assert [data.view_of(epoch) for epoch in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
+def test_the_settings_of_a_run_are_those_that_count(filled, scans):
+    recipe = recipe_of(student__size=48)
+    index = rebase(filled.index, scans / "train")
+    replayed = replayed_data(recipe, index, filled).settings(recipe)
+    assert (replayed["student"]["size"], replayed["views"]["size"]) == (48, 32)
+    assert (replayed["views"]["count"], replayed["views"]["reuse"]) == (3, False)
+    recipe = recipe_of(**PLAIN, views__seed=5)
+    plain = plain_data(recipe, index).settings(recipe)
+    assert (plain["student"]["size"], plain["views"]["size"], plain["views"]["seed"]) == (32, 32, 5)
+    assert recipe_of().views.size == 224, "what a recipe that leaves it out would show"
+
+
 def test_without_a_cache_there_is_nothing_to_distil(scans, tmp_path):
     with pytest.raises(CacheError, match="pass --cache, or --set distill.alpha=0"):
         job(tmp_path / "run", scans)
