@@ -295,9 +295,10 @@ def verify_cache(
 ) -> None:
     """Check every byte of a cache against its ledger; exit code 0 if it is whole, else 1."""
     from teacher_cache.place import locate
+    from teacher_cache.repair import repair as repair_cache
+    from teacher_cache.repair import restore_descriptions
     from teacher_cache.store import open_cache
-    from teacher_cache.verify import repair as repair_cache
-    from teacher_cache.verify import report, restore_descriptions, verify
+    from teacher_cache.verify import report, spelled, verify
 
     root = locate(cache)
     if repair:
@@ -314,7 +315,7 @@ def verify_cache(
     if as_json:
         _show(facts, as_json=True)
     else:
-        print(_verification(facts))
+        print(spelled(facts))
     raise SystemExit(0 if found.is_sound else 1)
 
 
@@ -489,36 +490,6 @@ def _run(job: "Job", recorder: "Recorder", artifacts: Mapping[str, Path], *, sho
     code = run_job(job, recorder, artifacts, shown=shown, stopped_together=StoppedTogether)
     if code is not None:
         raise SystemExit(code)
-
-
-def _verification(facts: Mapping[str, Any]) -> str:
-    lines = []
-    for damage in facts["damage"]:
-        place = ""
-        if "view" in damage:
-            place = f"view {damage['view']}, rows {damage['rows'][0]}-{damage['rows'][1]}: "
-        lines.append(f"damaged  {place}{damage['file']} {damage['what']}")
-    lines += [f"stray    {path}" for path in facts["stray files"]]
-    missing, blocks = facts["blocks missing"], facts["blocks"]
-    if missing:
-        views = ", ".join(map(str, facts["views incomplete"][:8]))
-        more = ", ..." if len(facts["views incomplete"]) > 8 else ""
-        lines.append(
-            f"missing  {missing} of {blocks} blocks"
-            + (f", in views {views}{more}" if views else "")
-            + ": run the same cache-teacher command again"
-        )
-    rate = facts["bytes"] / 1e6 / max(facts["seconds"], 1e-3)
-    state = "sound" if facts["sound"] else "not complete"
-    if facts.get("repaired"):
-        state = "repaired: " + ("sound" if facts["sound"] else "what was damaged is missing now")
-    elif facts["damage"] or facts["stray files"]:
-        state = "not sound: --repair drops what is damaged or stray"
-    lines.append(
-        f"{facts['cache']}: {blocks - missing} of {blocks} blocks, {facts['bytes']:,} bytes of "
-        f"records in {facts['seconds']:.2f} s ({rate:,.0f} MB/s): {state}"
-    )
-    return "\n".join(lines)
 
 
 def _index(settings: "CacheRecipe", data: str) -> "ImageIndex":

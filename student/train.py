@@ -4,36 +4,31 @@ for each step:  lr <- cosine(step);  L = (1 - alpha) CE + alpha tau^2 KL over mi
                 optimizer step;  EMA
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import torch
 
 from student.batches import Batches, Plan, batches, plan_run
-from student.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from student.data import TrainingData
 from student.evaluate import Evaluation, evaluate, evaluation_of
 from student.feed import fed
 from student.interval import Interval
-from student.metrics import append_metrics, forget_after, last_evaluation
+from student.metrics import append_metrics, forget_after
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
-from student.reparam import fold
-from student.run import Run, held, load_network
+from student.run import Run, held
 from student.schedule import learning_rate
-from student.size import parameter_count
+from student.state import RunState, resume
+from student.summary import write_summary
 from student.trainee import Trainee
-from teacher_cache.durable import write_atomic
 from teacher_cache.errors import StoppedTogether
 from teacher_cache.images import ImageIndex
 from teacher_cache.loader import LoaderSettings
 from teacher_cache.progress import Job, Progress
-from teacher_cache.recipe import digest_of
 from teacher_cache.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -84,7 +79,7 @@ class _Job:
     evaluation: Evaluation
     device: torch.device
     ranks: Ranks
-    state: "RunState"
+    state: RunState
     interval: Interval
     resumed: int
     epoch: Stopwatch = field(default_factory=Stopwatch)
@@ -135,7 +130,7 @@ def _prepared(
     plan = plan_run(recipe, data, ranks)
     _warn_of_a_long_average(recipe, plan)
     trainee = Trainee.build(recipe, data.class_count, run.size, device, ranks)
-    state = _resume(run, trainee)
+    state = resume(run, trainee)
     if ranks.is_first:
         forget_after(run.metrics, state.step)
     return _Job(
@@ -173,7 +168,7 @@ def _train(job: _Job) -> Iterator[Progress]:
             job.interval.add(state.step, step_batches, losses)
             yield from job.pause(_closed_intervals(job, lr))
     if job.ranks.is_first:
-        _write_summary(job)
+        write_summary(job.run, plan, job.trainee, state, job.device.type)
 
 
 def _waiting(job: _Job, stream: Batches) -> Iterator[Progress]:
@@ -227,54 +222,11 @@ def _closed_intervals(job: _Job, lr: float) -> dict[str, float]:
     return {**job.place, **metrics} if metrics else {}
 
 
-@dataclass(slots=True)
-class RunState:
-    """Where a run stands."""
-
-    step: int = 0
-    best_top1: float = -1.0
-    seconds_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-    saved: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        """Wall time over all starts of this run."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    def is_due(self, every_s: float) -> bool:
-        """Whether the last save is longer ago than `every_s`."""
-        return time.monotonic() - self.saved > every_s
-
-    def checkpoint(self, trainee: Trainee, *, with_optimizer: bool) -> Checkpoint:
-        """The state as it is saved."""
-        return Checkpoint(
-            step=self.step,
-            model=trainee.network.state_dict(),
-            ema=trainee.ema.module.state_dict() if trainee.ema else None,
-            optimizer=trainee.optimizer.state_dict() if with_optimizer else None,
-            best_top1=self.best_top1,
-            seconds=self.seconds,
-        )
-
-
-def _resume(run: Run, trainee: Trainee) -> RunState:
-    if not run.last.exists():
-        return RunState()
-    saved = load_checkpoint(run.last)
-    trainee.network.load_state_dict(saved.model)
-    if trainee.ema is not None and saved.ema is not None:
-        trainee.ema.module.load_state_dict(saved.ema)
-    if saved.optimizer is not None:
-        trainee.optimizer.load_state_dict(saved.optimizer)
-    return RunState(saved.step, saved.best_top1, saved.seconds)
-
-
 def _save(job: _Job) -> None:
     job.interval.require_finite()
     if job.ranks.is_first:
         with job.interrupted("checkpoint"):
-            save_checkpoint(job.run.last, job.state.checkpoint(job.trainee, with_optimizer=True))
+            job.state.save(job.run, job.trainee)
     job.state.saved, job.saved = time.monotonic(), job.state.step
 
 
@@ -295,32 +247,7 @@ def _keep_if_best(job: _Job, accuracies: Mapping[str, float]) -> None:
         job.state.best_top1 = accuracies[job.trainee.judged_by]
         if job.ranks.is_first:
             with job.interrupted("checkpoint"):
-                saved = job.state.checkpoint(job.trainee, with_optimizer=False)
-                save_checkpoint(job.run.best, saved)
-
-
-def _write_summary(job: _Job) -> None:
-    run, trainee, state = job.run, job.trainee, job.state
-    if run.summary.exists():
-        return
-    network = load_network(run)
-    summary = {
-        "model": run.recipe.student.model,
-        **last_evaluation(run.metrics, state.step),
-        f"best_{trainee.judged_by}": state.best_top1,
-        "epochs": job.plan.epochs,
-        "images": state.step * job.plan.batch_size,
-        "seconds": round(state.seconds, 1),
-        "parameters": parameter_count(network),
-        "parameters_folded": parameter_count(fold(network)),
-        "alpha": run.recipe.distill.alpha,
-        "recipe_digest": digest_of(run.recipe.identity()),
-        "data": dict(run.data_digest),
-        "device": job.device.type,
-        "ranks": job.ranks.count,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},
-    }
-    write_atomic(run.summary, json.dumps(summary, indent=1).encode() + b"\n")
+                job.state.save_best(job.run, job.trainee)
 
 
 def _learning_rate(recipe: StudentRecipe, plan: Plan, step: int) -> float:

@@ -1,10 +1,10 @@
-"""Every byte of a cache against its ledger; and what is damaged taken out, to be computed anew.
+"""Every byte of a cache against its ledger.
 
 V views, N rows, S rows a shard.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,9 +14,8 @@ from teacher_cache.arrays import (
     array_documents,
     chunk_index,
     shard_key,
-    views_described,
 )
-from teacher_cache.errors import CacheError, DamagedRecords
+from teacher_cache.errors import DamagedRecords
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK
 from teacher_cache.ledger import (
     BlockId,
@@ -24,12 +23,10 @@ from teacher_cache.ledger import (
     committed_blocks,
     crc32c_of,
     entry_key,
-    is_committed,
     read_entry,
 )
-from teacher_cache.place import Root, place_of
 from teacher_cache.staging import FOLDER
-from teacher_cache.store import Cache, damage_of, drop_block, expected_files, read_origin
+from teacher_cache.store import Cache, damage_of, expected_files
 
 _ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that was never written."""
@@ -84,50 +81,6 @@ def verify(cache: Cache) -> Verification:
     )
 
 
-def repair(cache: Cache, found: Verification) -> None:
-    """Drop damaged blocks and strays and restore descriptions; sound records stay untouched."""
-    for block in sorted({damage.block for damage in found.damage if damage.block}):
-        drop_block(cache, block)
-    if wrong := [damage.file for damage in found.damage if damage.block is None]:
-        documents = array_documents(cache.manifest, len(cache.index))
-        for file in wrong:
-            document = documents[file.partition("/")[0]]
-            document["shape"][0] = cache.view_count
-            cache.store.replace(file, json.dumps(document, indent=2).encode())
-    cache.store.sweep()
-    with cache.store.alone():
-        for key in found.strays:
-            owner = _block_of(key)
-            if owner is None or not is_committed(cache.root, owner):  # it may be, by now
-                cache.store.remove(key)
-
-
-def restore_descriptions(root: Root) -> list[str]:
-    """Write anew the record arrays' `zarr.json` that cannot be read at all; which they were.
-
-    Without them a cache cannot be opened. The manifest says what they hold but the number of views,
-    which the other arrays say, or else the ledger.
-
-    Raises:
-        CacheError: as `read_origin`.
-    """
-    manifest, index = read_origin(root)
-    views: list[int] = []
-    unreadable = []
-    for name in RECORD_ARRAYS:
-        try:
-            views.append(views_described(root, name))
-        except CacheError:
-            unreadable.append(name)
-    documents = array_documents(manifest, len(index)) if unreadable else {}
-    views = views or [1 + max((block.view for block in committed_blocks(root)), default=-1)]
-    for name in unreadable:
-        documents[name]["shape"][0] = max(manifest.parsed_recipe().views.count, min(views))
-        document = json.dumps(documents[name], indent=2).encode()
-        place_of(root).replace(f"{name}/zarr.json", document)
-    return [f"{name}/zarr.json" for name in unreadable]
-
-
 def report(cache: Cache, found: Verification, *, seconds: float) -> dict[str, Any]:
     """The facts to print: counts, then damage by view and rows, in words."""
 
@@ -151,6 +104,37 @@ def report(cache: Cache, found: Verification, *, seconds: float) -> dict[str, An
         "bytes": found.bytes,
         "seconds": round(seconds, 3),
     }
+
+
+def spelled(facts: Mapping[str, Any]) -> str:
+    """A report in lines for people: damage, strays, what is missing, and the sum."""
+    lines = []
+    for damage in facts["damage"]:
+        place = ""
+        if "view" in damage:
+            place = f"view {damage['view']}, rows {damage['rows'][0]}-{damage['rows'][1]}: "
+        lines.append(f"damaged  {place}{damage['file']} {damage['what']}")
+    lines += [f"stray    {path}" for path in facts["stray files"]]
+    missing, blocks = facts["blocks missing"], facts["blocks"]
+    if missing:
+        views = ", ".join(map(str, facts["views incomplete"][:8]))
+        more = ", ..." if len(facts["views incomplete"]) > 8 else ""
+        lines.append(
+            f"missing  {missing} of {blocks} blocks"
+            + (f", in views {views}{more}" if views else "")
+            + ": run the same cache-teacher command again"
+        )
+    rate = facts["bytes"] / 1e6 / max(facts["seconds"], 1e-3)
+    state = "sound" if facts["sound"] else "not complete"
+    if facts.get("repaired"):
+        state = "repaired: " + ("sound" if facts["sound"] else "what was damaged is missing now")
+    elif facts["damage"] or facts["stray files"]:
+        state = "not sound: --repair drops what is damaged or stray"
+    lines.append(
+        f"{facts['cache']}: {blocks - missing} of {blocks} blocks, {facts['bytes']:,} bytes of "
+        f"records in {facts['seconds']:.2f} s ({rate:,.0f} MB/s): {state}"
+    )
+    return "\n".join(lines)
 
 
 def _damaged_block(cache: Cache, block: BlockId) -> tuple[list[Damage], int]:
@@ -221,15 +205,6 @@ def _strays(cache: Cache) -> Iterator[str]:
     for key in files:
         if key not in known and not key.startswith(covered):
             yield key
-
-
-def _block_of(key: str) -> BlockId | None:
-    """Whose shard a path below the cache is."""
-    match key.split("/"):
-        case (name, "c", view, shard, *_) if name in RECORD_ARRAYS and (view + shard).isdigit():
-            block = BlockId(int(view), int(shard))
-            return block if shard_key(name, block) == key else None
-    return None
 
 
 def _reason(error: DamagedRecords) -> str:

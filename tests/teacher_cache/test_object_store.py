@@ -18,6 +18,7 @@ from teacher_cache.bucket import Bucket
 from teacher_cache.errors import CacheError, DamagedRecords, LocationError, StoreError
 from teacher_cache.ledger import BlockId, committed_blocks
 from teacher_cache.place import locate, place_of
+from teacher_cache.repair import repair
 from teacher_cache.store import (
     append_views,
     create_cache,
@@ -26,7 +27,7 @@ from teacher_cache.store import (
     read_slab,
     write_block,
 )
-from teacher_cache.verify import repair, verify
+from teacher_cache.verify import verify
 
 DAMAGES = ("first", "middle", "index", "truncated", "emptied", "removed")
 

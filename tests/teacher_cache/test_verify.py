@@ -10,10 +10,11 @@ import pytest
 from teacher_cache.errors import DamagedRecords
 from teacher_cache.ledger import BlockId, LedgerEntry, encode_entry, entry_key, read_entry
 from teacher_cache.place import place_of
+from teacher_cache.repair import repair
 from teacher_cache.staging import claim, stage
 from teacher_cache.store import Block, missing_blocks, open_cache, read_slab, write_block
 from teacher_cache.topk import TopK
-from teacher_cache.verify import repair, verify
+from teacher_cache.verify import verify
 
 BLOCK = BlockId(1, 2)
 FILES = ("ids/c/1/2/0", "logp/c/1/2/0", "tail/c/1/2/0", "check/c/1/2", "ledger/1/2.json")
