@@ -29,7 +29,8 @@ from teacher_cache.encodings import Encoding
 from teacher_cache.images import index_images
 from teacher_cache.layout import RECORD_ARRAYS
 from teacher_cache.recipe import TeacherSection
-from teacher_cache.store import Cache, Slab, read_slab
+from teacher_cache.slab import Slab, read_slab
+from teacher_cache.store import Cache
 from teacher_cache.teacher import load_teacher
 from teacher_cache.topk import TopK
 from teacher_cache.verify import verify

@@ -21,7 +21,8 @@ from teacher_cache.fill import fill, open_or_create
 from teacher_cache.images import ImageIndex, index_images
 from teacher_cache.loader import LoaderSettings, Request, ViewRenderer, rendered
 from teacher_cache.recipe import CacheRecipe, parse_recipe
-from teacher_cache.store import Block, Cache, create_cache, read_slab, write_block
+from teacher_cache.slab import read_slab
+from teacher_cache.store import Block, Cache, create_cache, write_block
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.topk import TopK
 

@@ -14,7 +14,8 @@ from teacher_cache.encodings import Encoding
 from teacher_cache.images import ImageIndex
 from teacher_cache.manifest import Manifest
 from teacher_cache.recipe import CacheRecipe, parse_recipe
-from teacher_cache.store import Block, Cache, create_cache, missing_blocks, read_slab, write_block
+from teacher_cache.slab import read_slab
+from teacher_cache.store import Block, Cache, create_cache, missing_blocks, write_block
 from teacher_cache.topk import TopK, top_k
 
 CLASSES = 1_000

@@ -25,7 +25,8 @@ from benchmarks.records import (
     simulated_logits,
 )
 from teacher_cache.encodings import Encoding, kl_cost
-from teacher_cache.store import open_cache, read_slab
+from teacher_cache.slab import read_slab
+from teacher_cache.store import open_cache
 from teacher_cache.topk import TopK
 
 INDEX = ("keys", "labels", "classes", "class_ids")

@@ -26,7 +26,8 @@ from teacher_cache.images import ImagesError
 from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, rendered
 from teacher_cache.shared_slab import SharedSlabs
-from teacher_cache.store import Cache, Slab, read_slab
+from teacher_cache.slab import Slab, read_slab
+from teacher_cache.store import Cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,8 @@ from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
 from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Request, ViewRenderer, render_here
-from teacher_cache.store import Cache, checked_row, complete_views, read_slab
+from teacher_cache.slab import read_slab
+from teacher_cache.store import Cache, checked_row, complete_views
 from teacher_cache.teacher import Teacher
 
 KL_LIMIT = 1e-3

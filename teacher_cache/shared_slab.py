@@ -21,7 +21,8 @@ import numpy as np
 from teacher_cache import errors
 from teacher_cache.errors import CacheError
 from teacher_cache.layout import Memory, private_memory
-from teacher_cache.store import Cache, Slab, read_slab, slab_of
+from teacher_cache.slab import Slab, read_slab, slab_of
+from teacher_cache.store import Cache
 
 Load = Callable[[Cache, int, Memory], Slab]
 POLL_S = 0.2

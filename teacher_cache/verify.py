@@ -25,8 +25,9 @@ from teacher_cache.ledger import (
     entry_key,
     read_entry,
 )
+from teacher_cache.slab import damage_of, expected_files
 from teacher_cache.staging import FOLDER
-from teacher_cache.store import Cache, damage_of, expected_files
+from teacher_cache.store import Cache
 
 _ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that was never written."""

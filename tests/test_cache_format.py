@@ -14,7 +14,8 @@ from pcodec import standalone
 from small import REPOSITORY
 
 from teacher_cache.encodings import Encoding
-from teacher_cache.store import open_cache, read_slab
+from teacher_cache.slab import read_slab
+from teacher_cache.store import open_cache
 
 DOCUMENT = (REPOSITORY / "docs" / "cache-format.md").read_text()
 GOLDEN = REPOSITORY / "tests" / "golden" / "cache"

@@ -8,7 +8,8 @@ from small import build_teacher, cache_document, cache_recipe, fill_cache, to_to
 from teacher_cache.audit import _compare, audit
 from teacher_cache.errors import CacheError
 from teacher_cache.images import index_images
-from teacher_cache.store import open_cache, read_slab
+from teacher_cache.slab import read_slab
+from teacher_cache.store import open_cache
 from teacher_cache.topk import top_k
 
 

@@ -28,7 +28,8 @@ from teacher_cache.fill import open_or_create
 from teacher_cache.images import index_images
 from teacher_cache.layout import RECORD_ARRAYS
 from teacher_cache.manifest import Manifest
-from teacher_cache.store import append_views, open_cache, read_slab
+from teacher_cache.slab import read_slab
+from teacher_cache.store import append_views, open_cache
 from teacher_cache.topk import top_k
 from teacher_cache.verify import verify
 
@@ -178,7 +179,8 @@ def test_portable_names_only_codecs_of_the_standard(encoded):
 WITHOUT_PCODEC = """
 import pathlib, sys
 sys.modules["pcodec"] = sys.modules["numcodecs.pcodec"] = None
-from teacher_cache.store import open_cache, read_slab
+from teacher_cache.slab import read_slab
+from teacher_cache.store import open_cache
 print(read_slab(open_cache(pathlib.Path(sys.argv[1])), 1).logp_NK.tobytes().hex())
 """
 

@@ -13,7 +13,8 @@ from teacher_cache.images import ImagesError, index_images
 from teacher_cache.ledger import BlockId, committed_blocks, read_entry
 from teacher_cache.recipe import digest_of
 from teacher_cache.render import decode_image, pixel_crc, render
-from teacher_cache.store import absent_rows, checked_row, missing_blocks, open_cache, read_slab
+from teacher_cache.slab import read_slab
+from teacher_cache.store import absent_rows, checked_row, missing_blocks, open_cache
 from teacher_cache.topk import top_k
 from teacher_cache.views import sample_view
 from teacher_cache.work import missing_tiles

@@ -19,14 +19,8 @@ from teacher_cache.errors import CacheError, DamagedRecords, LocationError, Stor
 from teacher_cache.ledger import BlockId, committed_blocks
 from teacher_cache.place import locate, place_of
 from teacher_cache.repair import repair
-from teacher_cache.store import (
-    append_views,
-    create_cache,
-    missing_blocks,
-    open_cache,
-    read_slab,
-    write_block,
-)
+from teacher_cache.slab import read_slab
+from teacher_cache.store import append_views, create_cache, missing_blocks, open_cache, write_block
 from teacher_cache.verify import verify
 
 DAMAGES = ("first", "middle", "index", "truncated", "emptied", "removed")

@@ -18,7 +18,8 @@ from test_store import block_of, filled_cache, new_cache
 from teacher_cache.errors import CacheError, MissingRecords
 from teacher_cache.ledger import BlockId
 from teacher_cache.shared_slab import SharedSlabs
-from teacher_cache.store import Block, read_slab, write_block
+from teacher_cache.slab import read_slab
+from teacher_cache.store import Block, write_block
 
 RANK = """
 import json, pathlib, sys, zlib

@@ -21,7 +21,8 @@ from teacher_cache.fill import fill, open_or_create
 from teacher_cache.images import ImagesError, index_images, rebase
 from teacher_cache.ledger import committed_blocks
 from teacher_cache.recipe import parse_recipe
-from teacher_cache.store import missing_blocks, open_cache, read_slab
+from teacher_cache.slab import read_slab
+from teacher_cache.store import missing_blocks, open_cache
 
 FORMS = ("tar", "inside a tar", "class tars", "hfds", "wds")
 

@@ -12,6 +12,7 @@ from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords, Rep
 from teacher_cache.images import ImageIndex
 from teacher_cache.ledger import BlockId
 from teacher_cache.manifest import Manifest
+from teacher_cache.slab import read_slab
 from teacher_cache.store import (
     Block,
     absent_rows,
@@ -19,7 +20,6 @@ from teacher_cache.store import (
     create_cache,
     missing_blocks,
     open_cache,
-    read_slab,
     write_block,
 )
 from teacher_cache.topk import TopK, top_k

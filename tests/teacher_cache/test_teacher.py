@@ -7,7 +7,7 @@ from small import CPU, TEACHER, cache_recipe, fill_cache
 
 from teacher_cache.inspection import inspect
 from teacher_cache.recipe import TeacherSection
-from teacher_cache.store import read_slab
+from teacher_cache.slab import read_slab
 from teacher_cache.teacher import TeacherError, load_teacher, weights_sha256
 
 VIT = "deit_tiny_patch16_224"  # takes one size only
