@@ -94,7 +94,8 @@ def cache_teacher(
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
     from service.recorder import record_job
-    from teacher_cache.fill import fill, open_or_create
+    from teacher_cache.fill import fill
+    from teacher_cache.opening import open_or_create
     from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
     from teacher_cache.store import missing_blocks

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe
-from teacher_cache.fill import fill, open_or_create
+from teacher_cache.fill import fill
 from teacher_cache.images import ImageIndex, index_images
 from teacher_cache.loader import LoaderSettings, Request, ViewRenderer, rendered
+from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.slab import read_slab
 from teacher_cache.store import Block, Cache, create_cache, write_block

@@ -18,7 +18,7 @@ ALIVE_POLL_S, STALE_POLL_S = 2.0, 10.0
 class Answer(BaseModel):
     """Base of all answers: fields are declared, absent ones are null."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 class ProgressAnswer(Answer):
@@ -200,42 +200,17 @@ def ranks_answer(ranks: Sequence[RankRecord], periods: Periods) -> RanksAnswer:
 
 def names_answer(names: Sequence[SeriesName]) -> MetricsAnswer:
     """Return which metrics a job has."""
-    return MetricsAnswer(
-        names=[
-            SeriesNameAnswer(
-                name=one.name,
-                points=one.points,
-                last_step=one.last_step,
-                last_value=one.last_value,
-            )
-            for one in names
-        ]
-    )
+    return MetricsAnswer(names=[SeriesNameAnswer.model_validate(one) for one in names])
 
 
 def series_answer(series: Sequence[Series]) -> MetricsAnswer:
     """Return metrics over steps."""
-    return MetricsAnswer(
-        series=[
-            SeriesAnswer(
-                name=one.name,
-                steps=list(one.steps),
-                times=list(one.times),
-                min=list(one.min),
-                max=list(one.max),
-                last=list(one.last),
-                raw_points=one.raw_points,
-            )
-            for one in series
-        ]
-    )
+    return MetricsAnswer(series=[SeriesAnswer.model_validate(one) for one in series])
 
 
 def events_answer(events: Sequence[Event], after: int) -> EventsAnswer:
     """Return events that came after the id `after`."""
-    answers = [
-        EventAnswer(id=one.id, time=one.time, kind=one.kind, text=one.text) for one in events
-    ]
+    answers = [EventAnswer.model_validate(one) for one in events]
     return EventsAnswer(events=answers, last_id=answers[-1].id if answers else after)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from teacher_cache.fill import fill, open_or_create
+from teacher_cache.fill import fill
 from teacher_cache.images import ImageIndex
 from teacher_cache.ledger import committed_blocks, read_entry
+from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.teacher import Teacher
 

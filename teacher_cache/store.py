@@ -1,4 +1,4 @@
-"""The cache: record arrays whose blocks are committed, checked and read by the ledger.
+"""The cache: record arrays whose blocks are committed by the ledger.
 
 V views, N rows (images), K kept classes, T temperatures, S rows a shard. docs/cache-format.md
 specifies the format; teacher_cache/ledger.py says what of it exists.

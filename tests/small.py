@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from service.store import open_store
-from teacher_cache.fill import fill, open_or_create
+from teacher_cache.fill import fill
 from teacher_cache.images import index_images
+from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.teacher import load_teacher
 

@@ -24,8 +24,8 @@ from student.recipe import StudentRecipe
 from student.run import start_or_continue
 from student.train import train
 from teacher_cache.errors import MissingRecords, ReplayRefused
-from teacher_cache.fill import open_or_create
 from teacher_cache.images import index_images, rebase
+from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import digest_of, parse_recipe
 from teacher_cache.store import open_cache
 

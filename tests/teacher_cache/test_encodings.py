@@ -24,10 +24,10 @@ from small import (
 from teacher_cache.arrays import chunk_index
 from teacher_cache.encodings import Encoding, decode_chunk, kl_cost, restored_logp, stored_logp
 from teacher_cache.errors import CacheError, DamagedRecords
-from teacher_cache.fill import open_or_create
 from teacher_cache.images import index_images
 from teacher_cache.layout import RECORD_ARRAYS
 from teacher_cache.manifest import Manifest
+from teacher_cache.opening import open_or_create
 from teacher_cache.slab import read_slab
 from teacher_cache.store import append_views, open_cache
 from teacher_cache.topk import top_k

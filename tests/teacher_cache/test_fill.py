@@ -8,9 +8,10 @@ import torch
 from small import build_teacher, cache_document, cache_recipe, closed, fill_cache, to_toml
 
 from teacher_cache.errors import CacheError
-from teacher_cache.fill import fill, open_or_create
+from teacher_cache.fill import fill
 from teacher_cache.images import ImagesError, index_images
 from teacher_cache.ledger import BlockId, committed_blocks, read_entry
+from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import digest_of
 from teacher_cache.render import decode_image, pixel_crc, render
 from teacher_cache.slab import read_slab
