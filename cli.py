@@ -229,20 +229,7 @@ def export(
     from student.run import Weights, open_run
 
     done = export_run(open_run(run), out, weights=Weights(weights))
-    agree = f"logits agree to {done.largest_difference:.1e}"
-    if done.parameters == done.parameters_folded:
-        print(
-            f"{out}: {done.parameters:,} parameters, nothing to fold; {agree}; one image on one "
-            f"CPU thread takes {done.latency_folded_ms:.2f} ms"
-        )
-    else:
-        print(
-            f"{out}: {done.parameters:,} parameters in training, {done.parameters_folded:,} "
-            f"folded; {agree}; one image on one CPU thread takes {done.latency_ms:.2f} ms before "
-            f"folding, {done.latency_folded_ms:.2f} ms after"
-        )
-    if "unfinished" in done.standing:
-        print(f"{out}: {done.standing}")
+    print(done.words)
     print(f"{done.card}: recipe, digests, metrics, versions, and how to open the file")
 
 
@@ -388,29 +375,23 @@ def bench_data(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure images/s by workers and stage, against the installed timm and torchvision."""
-    from student.recipe import StudentRecipe, StudentViews
+    from student.recipe import StudentRecipe
+    from student.speed import data_speed
     from teacher_cache.images import index_images
     from teacher_cache.recipe import load_recipe
-    from teacher_cache.renderers import ViewRenderer
-    from teacher_cache.throughput import table, throughput, with_student
+    from teacher_cache.throughput import table
 
-    counts = _counts(workers)
-    index, settings, views = index_images(data), None, StudentViews()
+    settings = None
     if recipe is not None:
         settings = load_recipe(recipe, StudentRecipe, overrides=overrides or (), package="student")
-        views = settings.views
-        size = size or settings.student.size
-    side = size or views.size
-    renderer = ViewRenderer(index, views, views.seed, side, views.interpolation, check_size=side)
-    facts = throughput(renderer, workers=counts, seconds=seconds)
-    if settings is not None:
-        from student.speed import step_images_per_s
-
-        where = _device(device)
-        rate = step_images_per_s(
-            settings, size=side, class_count=index.class_count, device=where, seconds=seconds
-        )
-        facts = with_student(facts, settings.student.model, where.type, rate)
+    facts = data_speed(
+        index_images(data),
+        settings,
+        size=size,
+        workers=_counts(workers),
+        seconds=seconds,
+        device=_device(device),
+    )
     print(json.dumps(facts, indent=1) if as_json else table(facts))
 
 
@@ -524,22 +505,10 @@ def _device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-_LISTED = 8
-"""Of a table within a table so many entries are shown to people; `--json` has all of them."""
-
-
 def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts, indent=1))
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        shown = f"{value:,}" if type(value) is int else value
-        if isinstance(value, dict):
-            items = [f"{key}: {item}" for key, item in value.items()]
-            more = [f"... and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
-            shown = "  ".join([*items[:_LISTED], *more]) or "none"
-        print(f"{name.ljust(width)}  {shown}")
+    from service.terminal import spell_lines
+
+    print(json.dumps(facts, indent=1) if as_json else spell_lines(facts))
 
 
 def _complain(message: str, code: int) -> int:

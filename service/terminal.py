@@ -19,6 +19,8 @@ SHOWN = ("loss", "ce", "kd", "lr", "images_per_s", "ema_top1", "top1", "waiting_
 """The metrics that have a place on the line, in this order."""
 MUCH_WAITING = 0.1
 """The share of time spent waiting for images above which the line says so."""
+_LISTED = 8
+"""Of a table within a table so many entries are shown to people; JSON has all of them."""
 _REFRESH_S = 0.1
 _PERCENT_S, _LINE_S = 5.0, 30.0
 
@@ -126,6 +128,20 @@ def spell(facts: Mapping[str, Any]) -> str:
         for name, value in facts.items()
         if isinstance(value, str | int | float)
     )
+
+
+def spell_lines(facts: Mapping[str, Any]) -> str:
+    """Return a line a fact; of a table within the table only its first entries."""
+    width = max(map(len, facts))
+    return "\n".join(f"{name.ljust(width)}  {_spelled(value)}" for name, value in facts.items())
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, dict):
+        items = [f"{key}: {item}" for key, item in value.items()]
+        more = [f"... and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
+        return "  ".join([*items[:_LISTED], *more]) or "none"
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def clock(seconds: float) -> str:

@@ -54,6 +54,21 @@ class Exported:
     latency_folded_ms: float
     """The same after folding, measured in turns with it; equal where nothing was to be folded."""
 
+    @property
+    def words(self) -> str:
+        """What was written, in a line or two for people."""
+        agree = f"logits agree to {self.largest_difference:.1e}; one image on one CPU thread takes"
+        after = f"{self.latency_folded_ms:.2f} ms"
+        if self.parameters == self.parameters_folded:
+            said = f"{self.parameters:,} parameters, nothing to fold; {agree} {after}"
+        else:
+            said = (
+                f"{self.parameters:,} parameters in training, {self.parameters_folded:,} folded; "
+                f"{agree} {self.latency_ms:.2f} ms before folding, {after} after"
+            )
+        unfinished = [f"{self.file}: {self.standing}"] if "unfinished" in self.standing else []
+        return "\n".join([f"{self.file}: {said}", *unfinished])
+
 
 def export(run: Run, file: Path, *, weights: Weights = Weights.AVERAGED) -> Exported:
     """Fold a run's network, prove that it computes the same, and write it with its model card.

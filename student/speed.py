@@ -1,19 +1,56 @@
-"""How many images a second a student's training step takes on a device.
+"""How many images a second this machine renders, and a student's training step takes.
 
 B images of a micro-batch, C classes.
 """
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from student.batches import MicroBatch
-from student.recipe import StudentRecipe
+from student.recipe import StudentRecipe, StudentViews
 from student.trainee import Trainee
+from teacher_cache.images import ImageIndex
+from teacher_cache.renderers import ViewRenderer
+from teacher_cache.throughput import throughput, with_student
 
 CPU_BATCH = 16
 """Images of a step on a CPU, where a recipe's hundreds take minutes; a step's cost is linear."""
+
+
+def data_speed(
+    index: ImageIndex,
+    recipe: StudentRecipe | None,
+    *,
+    size: int | None,
+    workers: Sequence[int],
+    seconds: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Facts by name: images/s of the data alone, and, with a recipe, of its step and the workers
+    that feed it.
+
+    Args:
+        index: the images.
+        recipe: the student's; None: the paper's views, and no step.
+        size: pixels a side; None: the recipe's.
+        workers: the counts of workers to try.
+        seconds: how long each figure is measured.
+        device: where a step is computed.
+    """
+    views = recipe.views if recipe else StudentViews()
+    side = size or (recipe.student.size if recipe else None) or views.size
+    renderer = ViewRenderer(index, views, views.seed, side, views.interpolation, check_size=side)
+    facts = throughput(renderer, workers=workers, seconds=seconds)
+    if recipe is None:
+        return facts
+    rate = step_images_per_s(
+        recipe, size=side, class_count=index.class_count, device=device, seconds=seconds
+    )
+    return with_student(facts, recipe.student.model, device.type, rate)
 
 
 def step_images_per_s(

@@ -2,26 +2,18 @@
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from teacher_cache.encodings import Encoding
-from teacher_cache.errors import UserError
+from teacher_cache.recipe_text import RecipeError as RecipeError
+from teacher_cache.recipe_text import explain, override, read_toml
 from teacher_cache.views import ViewPolicy
 
 PositiveInt = Annotated[int, Field(gt=0)]
-
-
-class RecipeError(UserError):
-    """A recipe that cannot be read, or a key or value in it that is not understood."""
-
-    exit_code = 2  # usage
 
 
 class Section(BaseModel):
@@ -190,9 +182,9 @@ def load_recipe(
     Raises:
         RecipeError: naming the file, the key, what it got and what it expected.
     """
-    document = _read_toml(path, package)
-    for override in overrides:
-        _apply(document, override)
+    document = read_toml(path, package)
+    for change in overrides:
+        override(document, change)
     return parse_recipe(document, kind, source=str(path))
 
 
@@ -201,8 +193,8 @@ def override_recipe(
 ) -> Recipe:
     """A recipe that was stored as a document, with the user's `--set` overrides."""
     changed = json.loads(json.dumps(document))
-    for override in overrides:
-        _apply(changed, override)
+    for change in overrides:
+        override(changed, change)
     return parse_recipe(changed, kind, source="the cache's manifest")
 
 
@@ -212,7 +204,7 @@ def parse_recipe(document: Mapping[str, Any], kind: type[Recipe], *, source: str
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        lines = [_explain(problem, kind) for problem in error.errors()]
+        lines = [explain(problem, kind) for problem in error.errors()]
         raise RecipeError(f"{source}: " + "; ".join(lines)) from None
 
 
@@ -232,69 +224,3 @@ def _require_kind(document: Mapping[str, Any], kind: type[Section], source: str)
             f"{source}: this is {_PURPOSE[others[0]]} (it has [{others[0]}] and no [{own[0]}]), "
             f"expected {_PURPOSE[own[0]]}"
         )
-
-
-def _read_toml(path: Path, package: str) -> dict[str, Any]:
-    shipped = resources.files(package) / "recipes"
-    found = path if path.is_file() else shipped / f"{path.name.removesuffix('.toml')}.toml"
-    if not found.is_file():
-        names = sorted(f.name.removesuffix(".toml") for f in shipped.iterdir())
-        raise RecipeError(
-            f"{path}: no such file; give the path of a .toml file, or a shipped recipe: "
-            + ", ".join(names)
-        )
-    try:
-        return tomllib.loads(found.read_bytes().decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from None
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    *sections, key = name.strip().split(".")
-    if not equals or not sections or not all(sections) or not key:
-        raise RecipeError(f"--set got {override!r}, expected section.key=value")
-    table = document
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise RecipeError(f"--set {override}: {section} is a value, expected a section")
-    table[key] = _toml_value(text.strip())
-
-
-def _toml_value(text: str) -> object:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        if text in {"True", "False", "None", "none", "null"}:
-            raise RecipeError(
-                f"--set got the value {text}, expected TOML: true, false, or no such key at all"
-            ) from None
-        return text  # a bare word: --set teacher.model=resnet10t
-
-
-def _explain(problem: Any, kind: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(kind, problem["loc"][:-1])
-        close = get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "expected one of " + ", ".join(known)
-        return f"{place}: unknown key; {hint}"
-    if problem["type"] == "missing":
-        return f"{place}: missing, and it has no default"
-    message = problem["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
-    return f"{place}: {message}{got}"
-
-
-def _known_keys(kind: type[BaseModel], sections: tuple[str | int, ...]) -> list[str]:
-    for section in sections:
-        if isinstance(section, int):  # a place in a list of tables: the same kind
-            continue
-        annotation = kind.model_fields[section].annotation
-        inner = get_args(annotation)
-        annotation = inner[0] if get_origin(annotation) is tuple else annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        kind = annotation
-    return sorted(kind.model_fields)
