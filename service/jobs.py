@@ -55,6 +55,9 @@ class State(StrEnum):
         return not self._successors
 
 
+FINAL_STATES = tuple(state for state in State if state.is_final)
+
+
 class Status(StrEnum):
     """What a reader is told: the stored state, or `stale` or `crashed` where it stopped beating."""
 
@@ -94,7 +97,7 @@ class JobRecord:
     """When the job last said that it lives."""
     state: State = State.PENDING
     reason: str | None = None
-    """Why it failed, was cancelled or had nothing to do; absolute paths cut to their last part."""
+    """Why it ended so, where that is not plain; absolute paths cut to their last part."""
     done: int = 0
     """Units finished, those of earlier runs included."""
     total: int | None = None

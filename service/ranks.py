@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, case, select
+from sqlalchemy import Connection, Double, case, func, select, type_coerce
 
-from service.jobs import Periods, State, Status, seconds_since
-from service.schema import database_now, ranks_table
+from service.jobs import FINAL_STATES, Periods, State, Status, seconds_since
+from service.schema import database_now, jobs_table, ranks_table
 from service.upsert import insert_or_not
 
 _r = ranks_table.c
+_j = jobs_table.c
+
+LAUNCH_S = 30.0
+"""Within so many seconds all processes of a job begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,29 @@ class Rank:
     pid: int
     state: State = State.RUNNING
     done: int = 0
+
+
+def job_of(
+    connection: Connection,
+    target: str,
+    attempt: int,
+    rank: Rank,
+    *,
+    known: str | None,
+    age_s: float,
+) -> str | None:
+    """Return the job that a process other than the first works on: the newest of its target.
+
+    A job that has ended is left for the one `known` before. The end of a process that knows none
+    belongs to one that has ended already, if that is not older than the process (`age_s`) by more
+    than a launch takes. None where there is no such job.
+    """
+    newest = select(func.max(_j.id)).where(_j.target == target, _j.attempt == attempt)
+    found: str | None = connection.scalar(newest.where(_j.state.not_in(FINAL_STATES))) or known
+    if found is None and rank.state.is_final:
+        begun = type_coerce(database_now(), Double) - (age_s + LAUNCH_S)
+        found = connection.scalar(newest.where(type_coerce(_j.created, Double) >= begun))
+    return found
 
 
 def beat(connection: Connection, job_id: str, rank: Rank) -> None:

@@ -56,7 +56,7 @@ def run_job(
         for name, file in artifacts.items():
             recorder.artifact(name, file)
         if stopped_by is None:
-            recorder.finish("succeeded", run.nothing_to_do)
+            recorder.finish("succeeded", run.remark)
             return None
         recorder.finish("cancelled", f"stopped by {stopped_by}; saved")
     _say(f"stopped by {stopped_by}; saved: the same command continues")
@@ -73,12 +73,17 @@ class _Run:
         self._last: JobProgress | None = None
 
     @property
-    def nothing_to_do(self) -> str | None:
-        """That all of the work had been done before this run began, if it had."""
+    def remark(self) -> str | None:
+        """What is unusual about the job's end: that all was done before, or is not done yet."""
         last = self._last
-        if last is None or not last.done == last.resumed == last.total:
+        if last is None:
             return None
-        return f"nothing to do: all {last.total:,} {last.unit} were done before"
+        if last.done == last.resumed == last.total:
+            return f"nothing to do: all {last.total:,} {last.unit} were done before"
+        if last.done < last.total:
+            left = last.total - last.done
+            return f"{left:,} of {last.total:,} {last.unit} were still with other processes"
+        return None
 
     def drain(self, stop: StopSignal) -> str | None:
         """Show and record progress; return what stopped the job before its end."""
@@ -90,8 +95,8 @@ class _Run:
                     if (left := _closed(self._job)) is not None:
                         self._tell(left, display)
                     return "request" if stop.signal is None else stop.signal.name
-        if self._shown and self.nothing_to_do:
-            _say(self.nothing_to_do)
+        if self._shown and self.remark:
+            _say(self.remark)
         return None
 
     def _tell(self, progress: JobProgress, display: ProgressDisplay | None) -> None:

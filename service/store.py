@@ -12,14 +12,13 @@ from sqlalchemy import Connection, case, func, insert, select, update
 
 from service.database import StoreError, open_database
 from service.events import Said, add_said, add_state
-from service.jobs import IllegalTransitionError, Observed, State
-from service.ranks import Rank, beat
+from service.jobs import FINAL_STATES, IllegalTransitionError, Observed, State
+from service.ranks import Rank, beat, job_of
 from service.reader import JobReader, stored_state
 from service.schema import database_now, jobs_table
 from service.series import Point, add_points
 
 _j = jobs_table.c
-_FINAL = tuple(state for state in State if state.is_final)
 
 
 class NoSuchJobError(StoreError):
@@ -212,16 +211,11 @@ class JobStore(JobReader):
         said: Sequence[Said] = (),
         *,
         known: str | None = None,
+        age_s: float = 0.0,
     ) -> Beaten | None:
-        """Write the row of a process other than the first, in the newest job of that target.
-
-        A job that has ended is left for the one `known` before; None where there is neither.
-        """
-        newest = select(func.max(_j.id)).where(
-            _j.target == target, _j.attempt == attempt, _j.state.not_in(_FINAL)
-        )
+        """Write the row of a process other than the first in its job: see `ranks.job_of`."""
         with self._database.writing() as connection:
-            job_id: str | None = connection.scalar(newest) or known
+            job_id = job_of(connection, target, attempt, rank, known=known, age_s=age_s)
             state = None if job_id is None else stored_state(connection, job_id)
             if job_id is None or state is None:
                 return None
@@ -242,7 +236,7 @@ class JobStore(JobReader):
         """Write to a job that has not ended, and return its state."""
         change = (
             _next_version(job_id)
-            .where(_j.state.not_in(_FINAL))
+            .where(_j.state.not_in(FINAL_STATES))
             .values(**values, heartbeat=database_now())
             .returning(_j.state)
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Double, Float, case, cast, func, literal, select, type_coerce
 
-from service.jobs import Periods, State, Status
+from service.jobs import FINAL_STATES, Periods, Status
 from service.schema import database_now, jobs_table
 
 KINDS = ("cache-teacher", "train-student")
@@ -35,7 +35,7 @@ def summarize(connection: Connection, periods: Periods) -> tuple[KindSummary, ..
     """Return one summary a kind that the database holds."""
     now = type_coerce(database_now(), Double)
     age = now - type_coerce(_j.heartbeat, Double)
-    ended = _j.state.in_([state for state in State if state.is_final])
+    ended = _j.state.in_(FINAL_STATES)
     kind = case((_j.kind.in_(KINDS), _j.kind), else_=literal("other"))
     status = case(
         (ended, type_coerce(_j.state, jobs_table.c.kind.type)),

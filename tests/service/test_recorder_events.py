@@ -140,6 +140,31 @@ def test_a_rank_that_ends_before_the_first_one_has_written_has_a_row_too(
     assert caplog.text == ""
 
 
+def test_a_rank_that_begins_after_the_first_one_has_ended_has_a_row_too(
+    url: str, record: Callable[..., Recorder]
+) -> None:
+    with record(url, out="run") as first:
+        pass
+    with record(url, out="run", rank=1) as late:
+        late.finish("failed", "the other has ended")
+    ranks = open_store(url).ranks(first.job_id)
+    assert ranks is not None
+    assert [(rank.rank, rank.state) for rank in ranks] == [
+        (0, State.SUCCEEDED),
+        (1, State.FAILED),
+    ]
+
+
+def test_a_rank_that_failed_does_not_wait_for_the_first_one(
+    url: str, record: Callable[..., Recorder], caplog: pytest.LogCaptureFixture
+) -> None:
+    began_s = time.monotonic()
+    with record(url, Pace(), out="run", rank=1) as recorder:
+        recorder.finish("failed", "no device")
+    assert time.monotonic() - began_s < 2
+    assert caplog.text == ""
+
+
 def test_a_rank_whose_first_one_records_elsewhere_says_so_and_waits_no_longer_than_agreed(
     url: str, record: Callable[..., Recorder], caplog: pytest.LogCaptureFixture
 ) -> None:

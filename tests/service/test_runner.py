@@ -75,6 +75,20 @@ def test_a_job_without_work_says_that_it_had_none(
     assert f"{reason}\n" in capsys.readouterr().err
 
 
+def test_a_job_that_leaves_work_to_others_says_how_much(
+    url: str, record: Callable[..., Recorder], read_surely: Callable[..., JobRecord]
+) -> None:
+    def job() -> Generator[At, None, None]:
+        yield At(0)
+        yield At(4)
+
+    recorder = record(url)
+    assert run(job(), recorder) is None
+    end = read_surely(url, recorder.job_id)
+    reason = "6 of 10 steps were still with other processes"
+    assert (end.state, end.reason, end.done) == (State.SUCCEEDED, reason, 4)
+
+
 def test_a_signal_stops_a_job_and_the_record_holds_what_it_saved_then(
     url: str, record: Callable[..., Recorder], read_surely: Callable[..., JobRecord]
 ) -> None:
