@@ -154,13 +154,10 @@ class Database:
 
 
 def _has_schema(connection: Connection) -> bool:
-    try:
-        version = connection.scalar(select(schema_table.c.version))
-    except DBAPIError:
-        connection.rollback()
-        if inspect(connection).has_table(schema_table.name):
-            raise
+    # looked for before it is read: a job may be making it at this moment
+    if not inspect(connection).has_table(schema_table.name):
         return False
+    version = connection.scalar(select(schema_table.c.version))
     if version not in (None, SCHEMA_VERSION):
         raise StoreRefusedError(
             f"the job database has schema {version}, this Retort expects {SCHEMA_VERSION}: "

@@ -112,6 +112,16 @@ def test_eight_jobs_that_start_at_once_make_one_database(file: Path, url: str) -
         assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
 
 
+def test_a_reader_meets_no_error_while_a_job_makes_the_database(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as job:
+        for number in range(60):  # without care a third of them fail
+            url = sqlite_url(tmp_path / str(number) / "jobs.db")
+            making, reader = job.submit(open_database(url).prepare), open_database(url)
+            while not making.done():
+                reader.check()
+            making.result()
+
+
 def test_a_job_waits_while_another_one_makes_the_database(file: Path, url: str) -> None:
     file.parent.mkdir()
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:

@@ -12,7 +12,7 @@ from service.events import EventKind
 from service.jobs import JobRecord, State
 from service.recorder import Recorder
 from service.runner import run_job
-from service.store import open_store
+from service.store import JobStore, open_store
 
 
 @dataclass(frozen=True)
@@ -111,23 +111,28 @@ def test_a_request_stops_a_job_and_torchrun_shall_not_start_it_again(
     allowed: str,
     code: int,
     url: str,
+    store: JobStore,
     eventually: Callable[..., None],
     record: Callable[..., Recorder],
-    read: Callable[..., JobRecord | None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", allowed)
     recorder = record(url)
 
+    def state() -> State | None:
+        found = store.get(recorder.job_id)
+        return None if found is None else found.record.state
+
     def cancel(done: int) -> None:
         if done == 2:
-            eventually(lambda: getattr(read(url, recorder.job_id), "state", None) is State.RUNNING)
-            open_store(url).request_cancel(recorder.job_id)
+            eventually(lambda: state() is State.RUNNING)
+            store.request_cancel(recorder.job_id)
             eventually(lambda: recorder.cancel_requested)
 
     assert run(steps(cancel), recorder) == code
-    end = read(url, recorder.job_id)
-    assert end is not None
+    found = store.get(recorder.job_id)
+    assert found is not None
+    end = found.record
     assert (end.state, end.reason) == (State.CANCELLED, "stopped by request; saved")
     assert end.done == 4
 
