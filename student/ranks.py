@@ -107,8 +107,10 @@ class Ranks:
             dist.all_reduce(flat)
         flat /= self.count
         means = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, mean in zip(tensors, means, strict=True):
-            tensor.copy_(mean.view_as(tensor))
+        # a network has hundreds: one kernel each would take longer to launch than to run
+        torch._foreach_copy_(
+            tensors, [mean.view_as(t) for t, mean in zip(tensors, means, strict=True)]
+        )
 
 
 ALONE = Ranks()
@@ -160,8 +162,25 @@ def joined(device: torch.device, environment: Mapping[str, str] | None = None) -
             host=f"{tokens[0]}-{found.get('GROUP_RANK', '0')}",
             control=control,
         )
+    except RanksError:  # nothing is under way, or no longer
+        raise
+    except Exception:
+        _abort()
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _abort() -> None:
+    """End what the device was told to exchange with the other ranks.
+
+    Where one of them is gone it would never end by itself, and neither would waiting for the
+    device, which page-locked memory, a process group and a checkpoint all do when they are done
+    with. gloo, which runs on the host and notices by itself, has nothing to abort.
+    """
+    group = dist.group.WORLD
+    if group is not None:
+        group.abort()
 
 
 @contextmanager
@@ -176,6 +195,12 @@ def understood() -> Iterator[None]:
     except RuntimeError as error:
         if not _is_of_transport(error):
             raise
+        _abort()
+        if "Duplicate GPU" in str(error):  # NCCL's words
+            raise RanksError(
+                "two ranks of this host share a GPU, expected one each: start torchrun with "
+                f"--nproc-per-node {torch.cuda.device_count()} or less"
+            ) from error
         raise RankLost(
             f"another rank of this run has ended or does not answer ({_first_line(error)}): its "
             "own message, above or on its host, says why; what was saved last is kept, and the "

@@ -96,11 +96,12 @@ class Trainee:
             self.forward = torch.compile(self.network)  # evaluation stays with the network itself
         if self.ranks.count == 1:
             return
-        self.forward = DistributedDataParallel(
-            cast("nn.Module", self.forward),
-            device_ids=[device] if device.type == "cuda" else None,
-            **_OWN_BUFFERS,
-        )
+        with understood():  # it compares the ranks' parameters
+            self.forward = DistributedDataParallel(
+                cast("nn.Module", self.forward),
+                device_ids=[device] if device.type == "cuda" else None,
+                **_OWN_BUFFERS,
+            )
         # After its first backward pass DDP lays out its buckets anew, and another layout may add
         # the ranks' gradients in another order. One pass that does not count makes the first step
         # of a run, and of a continued one, like all others.
