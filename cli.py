@@ -60,7 +60,10 @@ OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; repeatable."),
 ]
-DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(envvar="RETORT_DEVICE", help="Where to compute."),
+]
 WeightsOption = Annotated[
     Literal["averaged", "trained", "best"],
     typer.Option(

@@ -107,5 +107,10 @@ def sigkill(process):
 
 
 def cli_environment(folder):
-    """Records in the test's folder, one thread."""
-    return {**os.environ, "RETORT_DB": f"sqlite:///{folder}/jobs.db", "OMP_NUM_THREADS": "1"}
+    """Records in the test's folder, one thread, and the CPU, whose bits are compared."""
+    return {
+        **os.environ,
+        "RETORT_DB": f"sqlite:///{folder}/jobs.db",
+        "RETORT_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
