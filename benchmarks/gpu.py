@@ -1,6 +1,7 @@
 """One GPU: BEiTv2-B's answers and GhostNetV3's training, against what its matrix products reach.
 
     python -m benchmarks.gpu [--data DIR] [--out docs/gpu.md]      (about 10 minutes on one GPU)
+    python -m benchmarks.gpu --no-compile                          (without torch.compile: quick)
     python -m benchmarks.gpu --dry-run                             (CPU, tiny, writes nothing)
 
 Without DIR the images are random and lie ready in page-locked memory: what is measured is the
@@ -9,10 +10,13 @@ share of time that the loop waited for them. Weights are random: speed does not 
 """
 
 import argparse
+import gc
 import os
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
@@ -24,6 +28,7 @@ from student.batches import MicroBatch, batches, plan_run
 from student.data import plain_data
 from student.feed import fed
 from student.loss import SparseTarget
+from student.models import ModelError
 from student.recipe import StudentRecipe
 from student.size import multiply_adds
 from student.trainee import Trainee
@@ -96,6 +101,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def forget_peak(device: torch.device) -> None:
+    gc.collect()  # networks are cycles: the last row's would be counted here
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -148,24 +154,17 @@ def student_row(
     recipe = parse_recipe(document, StudentRecipe, source="benchmark")
     trainee = Trainee.build(recipe, CLASSES, scale.size, device)
     watch = Stopwatch()
-    stream = fed(_stream(recipe, device, scale, data), device, watch)
-    step = iter(range(10**9))
-
-    def one_step() -> None:
-        ready = next(stream)
-        while not ready:  # images are slow
-            ready = next(stream)
-        trainee.step(ready, lr=0.001, step=next(step))
-
-    for _ in range(scale.warm_up):
-        one_step()
-    finish(device)
-    watch.shares()
-    started = time.perf_counter()
-    for _ in range(scale.steps):
-        one_step()
-    finish(device)
-    each = (time.perf_counter() - started) / scale.steps
+    with _stream(recipe, device, scale, data) as stream:
+        ready = (step for step in fed(stream, device, watch) if step)  # none: images are slow
+        for step in range(scale.warm_up):
+            trainee.step(next(ready), lr=0.001, step=step)
+        finish(device)
+        watch.shares()
+        started = time.perf_counter()
+        for step in range(scale.steps):
+            trainee.step(next(ready), lr=0.001, step=scale.warm_up + step)
+        finish(device)
+        each = (time.perf_counter() - started) / scale.steps
     waited = watch.shares("data_wait")["data_wait_share"]
     what = f"{name}, training, {precision}, channels_last{', compiled' if compiled else ''}"
     flops, peak = training_flops(trainee, scale), peak_bytes(device)
@@ -174,9 +173,9 @@ def student_row(
 
 def _stream(
     recipe: StudentRecipe, device: torch.device, scale: Scale, data: Path | None
-) -> Iterator[list[MicroBatch]]:
+) -> AbstractContextManager[Iterator[list[MicroBatch]]]:
     if data is None:
-        return repeat([synthetic(device, scale)])
+        return nullcontext(repeat([synthetic(device, scale)]))
     training = plain_data(recipe, index_images(data))
     settings = LoaderSettings(
         recipe.loader.workers, recipe.loader.memory_mb, pinned=device.type == "cuda"
@@ -193,14 +192,26 @@ def training_flops(trainee: Trainee, scale: Scale) -> float:
     return counter.get_total_flops() / len(images)
 
 
+def told(line: str) -> str:
+    print(line, file=sys.stderr, flush=True)  # compiling takes minutes: say what is known so far
+    return line
+
+
 def report(device: torch.device, scale: Scale, data: Path | None) -> str:
     ceiling = ceiling_of(device, scale)
-    rows = [teacher_row(device, scale)]
-    rows += [
-        student_row(name, device, scale, data, compiled=compiled)
-        for name in scale.students
-        for compiled in scale.compiled
-    ]
+    lines = [told(teacher_row(device, scale).line(ceiling))]
+    for name in scale.students:
+        for compiled in scale.compiled:
+            try:
+                row = student_row(name, device, scale, data, compiled=compiled)
+                lines.append(told(row.line(ceiling)))
+            except (ModelError, RuntimeError) as error:
+                if not compiled:
+                    raise
+                reason = (
+                    str(error).strip().splitlines()[0][:200]
+                )  # most often no compiler is installed
+                lines.append(told(f"| {name}, compiled: {reason} | | | | |"))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a dry run"
     source = f"images of {data.name}" if data else "random images, ready in memory"
     return "\n".join(
@@ -214,7 +225,7 @@ def report(device: torch.device, scale: Scale, data: Path | None) -> str:
             "",
             "| | images/s | share of the ceiling | data-wait | memory |",
             "|---|---|---|---|---|",
-            *(row.line(ceiling) for row in rows),
+            *lines,
             "",
         ]
     )
@@ -224,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="class folders of images")
     parser.add_argument("--out", type=Path, default=Path("docs/gpu.md"))
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU, nothing written")
     arguments = parser.parse_args()
     if arguments.dry_run:
@@ -231,7 +243,8 @@ def main() -> None:
         return
     if not torch.cuda.is_available():
         parser.error("torch finds no CUDA device here: try --dry-run")
-    text = report(torch.device("cuda"), Scale(), arguments.data)
+    scale = replace(Scale(), compiled=(False,)) if arguments.no_compile else Scale()
+    text = report(torch.device("cuda"), scale, arguments.data)
     arguments.out.write_text(text)
     print(text)
 

@@ -1,7 +1,7 @@
 """What distillation costs a training step: none, from the cache, with the teacher in the loop.
 
     python -m benchmarks.kd_step                    (16 images, with the teacher in the loop, too)
-    python -m benchmarks.kd_step ROWS [REPEATS]     (other batches, without it)
+    python -m benchmarks.kd_step ROWS [REPEATS]     (others, 16 at a time, without it)
 
 GhostNetV3-1.0x, LAMB, one thread, float32, channels_last; contestants take turns. The online
 teacher is BEiTv2-B with random weights.
@@ -19,7 +19,7 @@ from student.recipe import StudentRecipe
 from student.trainee import Trainee
 from teacher_cache.recipe import parse_recipe
 
-CLASSES, K = 1000, 20
+CLASSES, K, MICRO_BATCH = 1000, 20, 16
 TEACHER = "beitv2_base_patch16_224.in1k_ft_in22k_in1k"
 
 
@@ -27,21 +27,23 @@ def trainee(alpha: float, rows: int) -> Trainee:
     document = {
         "student": {"model": "ghostnetv3_100"},
         "distill": {"alpha": alpha},
-        "optimizer": {"batch_size": rows},
+        "optimizer": {"batch_size": rows, "micro_batch": min(rows, MICRO_BATCH)},
         "run": {"channels_last": True},
     }
     recipe = parse_recipe(document, StudentRecipe, source="benchmark")
     return Trainee.build(recipe, CLASSES, 224, torch.device("cpu"))
 
 
-def batch(rows: int, *, with_target: bool) -> MicroBatch:
+def batch(rows: int, *, with_target: bool) -> list[MicroBatch]:
+    if rows > MICRO_BATCH:
+        return batch(MICRO_BATCH, with_target=with_target) * (rows // MICRO_BATCH)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (rows, 224, 224, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, CLASSES, (rows,), generator=generator)
     logp, ids = torch.randn(rows, CLASSES, generator=generator).log_softmax(1).topk(K)
     tail = (1 - logp.exp().sum(1)).log()
     target = SparseTarget(ids, logp, tail) if with_target else None
-    return MicroBatch(labels.numpy(), pixels, labels, target)
+    return [MicroBatch(labels.numpy(), pixels, labels, target)]
 
 
 def main(rows: int = 16, repeats: int = 5, *, online: bool = True) -> None:
@@ -49,16 +51,16 @@ def main(rows: int = 16, repeats: int = 5, *, online: bool = True) -> None:
     plain, distilled = trainee(alpha=0.0, rows=rows), trainee(alpha=0.5, rows=rows)
     without, with_target = batch(rows, with_target=False), batch(rows, with_target=True)
     contestants = {
-        "supervised": lambda: plain.step([without], lr=0.001, step=1),
-        "KD from the cache": lambda: distilled.step([with_target], lr=0.001, step=1),
+        "supervised": lambda: plain.step(without, lr=0.001, step=1),
+        "KD from the cache": lambda: distilled.step(with_target, lr=0.001, step=1),
     }
     if online:
         teacher = timm.create_model(TEACHER, pretrained=False).eval()
 
         def ask_and_step() -> None:
             with torch.inference_mode():
-                teacher(distilled.normalization.images(with_target.pixels_BHWC))
-            distilled.step([with_target], lr=0.001, step=1)
+                teacher(distilled.normalization.images(with_target[0].pixels_BHWC))
+            distilled.step(with_target, lr=0.001, step=1)
 
         contestants["KD with the teacher in the loop"] = ask_and_step
     print(f"kd_step: GhostNetV3-1.0x, {rows} images of 224 px, {CLASSES} classes, k = {K}")

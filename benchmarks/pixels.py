@@ -21,7 +21,7 @@ from teacher_cache.ops import apply_op
 from teacher_cache.peers import timm_pipeline, torchvision_pipeline
 from teacher_cache.proof import proved_engine
 from teacher_cache.render import Picture, decode_image, render
-from teacher_cache.resize import resize_crop
+from teacher_cache.resize import Pixels, resize_crop
 from teacher_cache.views import View, ViewPolicy, sample_view
 
 IMAGES, SIZE, REPEATS = 60, 224, 15
@@ -40,9 +40,13 @@ class Sample:
         number = next(self.numbers)
         return [sample_view(self.policy, seed=0, key=key, view=number) for key in self.keys]
 
+    def render_one(self, data: bytes, view: View, engine: Engine) -> Pixels:
+        picture = decode_image(data, views=[view], engine=engine)
+        return render(picture, view, size=SIZE, engine=engine)
+
     def render(self, engine: Engine) -> None:
         for data, view in zip(self.encoded, self.views(), strict=True):
-            render(decode_image(data, views=[view], engine=engine), view, size=SIZE, engine=engine)
+            self.render_one(data, view, engine)
 
     def through(self, pipeline: Callable[[bytes], object]) -> None:
         number = next(self.numbers)

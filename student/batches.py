@@ -102,9 +102,8 @@ def batches(
         MissingRecords, DamagedRecords: from the cache.
         UserError: two micro-batches do not fit into `settings.memory_mb`.
     """
-    settings = replace(
-        settings, ahead=max(2 * plan.micro_batches_per_step, 2 * settings.workers, 4)
-    )
+    at_once = 2 * plan.micro_batches_per_step  # a step's, and those of the next as they come
+    settings = replace(settings, ahead=max(at_once, 2 * settings.workers, 4), held=at_once)
     loader = rendered(
         data.renderer,
         _requests(data, plan, start_step),

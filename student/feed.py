@@ -4,6 +4,7 @@ B images of a micro-batch, K kept classes.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -33,7 +34,9 @@ def fed(
     """
     copier = torch.cuda.Stream(device) if device.type == "cuda" else None
     while True:
-        with watch.during("data_wait"):
+        # What the loader is let go of here may be written to once the stream that is current has
+        # come so far: the copier's, which waits for no step.
+        with watch.during("data_wait"), _current(copier):
             batches = next(stream, None)
         if batches is None:
             return
@@ -43,8 +46,12 @@ def fed(
         with watch.during("copy"):
             copied = _copied(batches, device, copier)
         torch.cuda.current_stream(device).wait_stream(copier)
-        del batches  # the loader may write there again once this stream has come so far
+        del batches
         yield copied
+
+
+def _current(copier: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    return nullcontext() if copier is None else torch.cuda.stream(copier)
 
 
 def _copied(

@@ -8,6 +8,7 @@ classes and in total (`teacher_cache.topk`). No [B, C] matrix of the teacher is 
 Shapes: B rows, K kept classes, C classes.
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -115,8 +116,8 @@ def _divergence(log_s_BC: Tensor, target: SparseTarget, temperature: float, tail
         return _expectation(log_q_BL, torch.cat([log_s_BK, log_s_tail_B[:, None]], dim=1))
     # UNIFORM: C - k equal terms q/n (log q - log n - log s_c) = q (log q - log n - mean log s_c).
     mean_log_s_B = log_s_BC.scatter(1, target.ids_BK, 0.0).sum(dim=1) / others
-    log_n = torch.log(mean_log_s_B.new_tensor(float(others)))
-    return _expectation(log_q_BL, torch.cat([log_s_BK, (mean_log_s_B + log_n)[:, None]], dim=1))
+    log_s_even_B = mean_log_s_B + math.log(others)
+    return _expectation(log_q_BL, torch.cat([log_s_BK, log_s_even_B[:, None]], dim=1))
 
 
 def _log_q(scores_BL: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from traceback import clear_frames
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +37,31 @@ class RankLost(RanksError):
     """Another rank has ended in the middle of the work."""
 
 
+@dataclass(slots=True, eq=False)
+class Control:
+    """Carries what is agreed on, over gloo on the host: no device waits for it."""
+
+    group: "dist.ProcessGroup | None"
+    """None once this rank has given up."""
+
+    @property
+    def line(self) -> "dist.ProcessGroup":
+        """The group.
+
+        Raises:
+            RankLost: this rank has given up.
+        """
+        if self.group is None:
+            raise RankLost("this rank has ended its part of the run: see what it said before")
+        return self.group
+
+    def close(self) -> None:
+        """Let the other ranks notice at once; they wait for nothing else to go wrong."""
+        group, self.group = self.group, None
+        if group is not None:
+            dist.destroy_process_group(group)
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process's number among those that train together; alone by default."""
@@ -47,8 +73,8 @@ class Ranks:
     local_count: int = 1
     host: str = ""
     """A name that the ranks of this host share, and no other job."""
-    control: "dist.ProcessGroup | None" = None
-    """Carries what is agreed on, on the host: no device waits for it."""
+    control: Control | None = None
+    """None for a process alone."""
 
     @property
     def is_first(self) -> bool:
@@ -85,8 +111,8 @@ class Ranks:
         if self.control is None:
             return stop, save
         wanted = torch.tensor([stop, save], dtype=torch.uint8)
-        with understood():
-            dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self.control)
+        with self.understood():
+            dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self.control.line)
         return bool(wanted[0]), bool(wanted[1])
 
     def gather(self, value: T) -> list[T]:
@@ -94,8 +120,8 @@ class Ranks:
         if self.control is None:
             return [value]
         values: list[T | None] = [None] * self.count
-        with understood():
-            dist.all_gather_object(values, value, group=self.control)
+        with self.understood():
+            dist.all_gather_object(values, value, group=self.control.line)
         return values  # type: ignore[return-value]
 
     def average_(self, tensors: list[Tensor]) -> None:
@@ -103,12 +129,51 @@ class Ranks:
         if self.control is None or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with understood():
+        with self.understood():
             dist.all_reduce(flat)
         flat /= self.count
         means = flat.split([tensor.numel() for tensor in tensors])
-        for tensor, mean in zip(tensors, means, strict=True):
-            tensor.copy_(mean.view_as(tensor))
+        # a network has hundreds: one kernel each would take longer to launch than to run
+        torch._foreach_copy_(
+            tensors, [mean.view_as(t) for t, mean in zip(tensors, means, strict=True)]
+        )
+
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """Turn what the transport says of a lost rank into words.
+
+        Raises:
+            RankLost: another rank has ended, or does not answer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_of_transport(error):
+                raise
+            clear_frames(error.__traceback__)  # they still hold the line that is closed now
+            self.give_up()
+            if "Duplicate GPU" in str(error):  # NCCL's words
+                raise RanksError(
+                    "two ranks of this host share a GPU, expected one each: start torchrun with "
+                    f"--nproc-per-node {torch.cuda.device_count()} or less"
+                ) from error
+            raise RankLost(
+                f"another rank of this run has ended or does not answer ({_first_line(error)}): "
+                "its own message, above or on its host, says why; what was saved last is kept, and "
+                "the same command continues from it"
+            ) from error
+
+    def give_up(self) -> None:
+        """Take part no longer: end what the device was told to exchange with the other ranks.
+
+        Where one of them is gone that would never end by itself, and neither would waiting for the
+        device, as page-locked memory and the process group do when they are done with. NCCL ends
+        it once all ranks of a host want that, so they are let know first. gloo, on CPUs, notices a
+        lost rank by itself and has nothing to end.
+        """
+        if self.control is not None and self.control.group is not None:
+            self.control.close()
+            dist.group.WORLD.abort()  # type: ignore[union-attr]
 
 
 ALONE = Ranks()
@@ -151,36 +216,22 @@ def joined(device: torch.device, environment: Mapping[str, str] | None = None) -
     assert isinstance(control, dist.ProcessGroup)  # every rank is in it
     tokens: list[str] = [""] * count
     dist.all_gather_object(tokens, secrets.token_hex(16), group=control)
+    ranks = Ranks(
+        number=dist.get_rank(),
+        count=count,
+        local_number=int(found["LOCAL_RANK"]),
+        local_count=int(found.get("LOCAL_WORLD_SIZE", "1")),
+        host=f"{tokens[0]}-{found.get('GROUP_RANK', '0')}",
+        control=Control(control),
+    )
+    del control  # the last reference is the one that can be closed
     try:
-        yield Ranks(
-            number=dist.get_rank(),
-            count=count,
-            local_number=int(found["LOCAL_RANK"]),
-            local_count=int(found.get("LOCAL_WORLD_SIZE", "1")),
-            host=f"{tokens[0]}-{found.get('GROUP_RANK', '0')}",
-            control=control,
-        )
+        yield ranks
+    except Exception:
+        ranks.give_up()
+        raise
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def understood() -> Iterator[None]:
-    """Turn what the transport says of a lost rank into words.
-
-    Raises:
-        RankLost: another rank has ended, or does not answer.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_of_transport(error):
-            raise
-        raise RankLost(
-            f"another rank of this run has ended or does not answer ({_first_line(error)}): its "
-            "own message, above or on its host, says why; what was saved last is kept, and the "
-            "same command continues from it"
-        ) from error
 
 
 def _is_of_transport(error: RuntimeError) -> bool:

@@ -65,8 +65,9 @@ def step_images_per_s(
     plain = recipe.distill.model_copy(update={"alpha": 0.0})
     recipe = recipe.model_copy(update={"distill": plain})
     trainee = Trainee.build(recipe, class_count, size, device)
-    pixels_BHWC = torch.randint(0, 256, (rows, size, size, 3), dtype=torch.uint8)
-    labels_B = torch.arange(rows) % class_count
+    # on the device already: training copies beside the step before (`student.feed`)
+    pixels_BHWC = torch.randint(0, 256, (rows, size, size, 3), dtype=torch.uint8).to(device)
+    labels_B = (torch.arange(rows) % class_count).to(device)
     batch = MicroBatch(np.arange(rows), pixels_BHWC, labels_B, None)
     for step in range(2):  # warm up
         trainee.step([batch], lr=0.0, step=step).cpu()

@@ -21,7 +21,7 @@ from student.batches import MicroBatch
 from student.loss import SparseTarget, distillation_loss
 from student.models import ModelError, build_student
 from student.order import step_seed
-from student.ranks import ALONE, Ranks, understood
+from student.ranks import ALONE, Ranks
 from student.recipe import OptimizerSection, StudentRecipe
 from teacher_cache.normalize import Normalization
 
@@ -96,11 +96,12 @@ class Trainee:
             self.forward = torch.compile(self.network)  # evaluation stays with the network itself
         if self.ranks.count == 1:
             return
-        self.forward = DistributedDataParallel(
-            cast("nn.Module", self.forward),
-            device_ids=[device] if device.type == "cuda" else None,
-            **_OWN_BUFFERS,
-        )
+        with self.ranks.understood():  # it compares the ranks' parameters
+            self.forward = DistributedDataParallel(
+                cast("nn.Module", self.forward),
+                device_ids=[device] if device.type == "cuda" else None,
+                **_OWN_BUFFERS,
+            )
         # After its first backward pass DDP lays out its buckets anew, and another layout may add
         # the ranks' gradients in another order. One pass that does not count makes the first step
         # of a run, and of a continued one, like all others.
@@ -113,7 +114,7 @@ class Trainee:
         before = {name: value.clone() for name, value in self.network.state_dict().items()}
         nothing = torch.zeros(rows, size, size, 3, dtype=torch.uint8)
         self.network.train()
-        with self._compiling(), understood():
+        with self._compiling(), self.ranks.understood():
             self._logits(nothing).float().sum().backward()
         self.network.load_state_dict(before)
         self.optimizer.zero_grad(set_to_none=True)
@@ -148,7 +149,7 @@ class Trainee:
         losses = torch.zeros(3, device=self.normalization.mean.device)
         for number, batch in enumerate(step_batches, start=1):
             last = number == len(step_batches)
-            with self._shared(gradients=last), self._compiling(), understood():
+            with self._shared(gradients=last), self._compiling(), self.ranks.understood():
                 losses += self._backward(batch, passes=len(step_batches))
         self.optimizer.step()
         self.ranks.average_(self.statistics)

@@ -13,7 +13,6 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import pad
 
 from teacher_cache.errors import CacheError
@@ -31,7 +30,7 @@ from teacher_cache.store import (
     write_block,
 )
 from teacher_cache.teacher import Teacher
-from teacher_cache.topk import TopK, top_k
+from teacher_cache.topk import Answers, TopK, answers
 from teacher_cache.work import Count, Work, take_tiles, tiles_come_free
 
 POLL_S = 0.5
@@ -213,23 +212,23 @@ def _ask(teacher: Teacher, batch: Rendered, recipe: CacheRecipe, index: ImageInd
     rows = batch.request.rows
     padding = recipe.teacher.batch_size - len(rows)
     absent = np.isin(rows, list(batch.unreadable))
-    topk = []
+    asked = []  # all views before the first answer is fetched: no device is idle between them
     for pixels_BHWC in batch.pixels_GBHWC:
         full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else pixels_BHWC
         logits_BC = teacher.logits(full)[: len(rows)]
-        _require_finite(logits_BC, rows, index)
-        kept = top_k(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures)
-        topk.append(_without(kept, absent))
-    return _Answer(rows, tuple(topk), batch.checks, frozenset(batch.unreadable))
+        asked.append(answers(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures))
+    topk = tuple(_without(_fetched(each, rows, index), absent) for each in asked)
+    return _Answer(rows, topk, batch.checks, frozenset(batch.unreadable))
 
 
-def _require_finite(logits_BC: Tensor, rows: np.ndarray, index: ImageIndex) -> None:
-    finite = torch.isfinite(logits_BC).all(dim=1).cpu().numpy()
+def _fetched(asked: Answers, rows: np.ndarray, index: ImageIndex) -> TopK:
+    finite = asked.finite_B.cpu().numpy()
     if not finite.all():
         raise CacheError(
             f"the teacher's logits of {index.keys[rows[~finite][0]]} are not finite: its weights "
             "or its arithmetic are broken; nothing of this tile was committed"
         )
+    return asked.fetch()
 
 
 def _without(topk: TopK, absent_B: np.ndarray) -> TopK:

@@ -44,6 +44,9 @@ class LoaderSettings:
     """Rendered pixels that may wait or be read, in 10^6 bytes: the bound of decode-ahead."""
     ahead: int | None = None
     """Requests that may wait, at least 2; None: twice the workers, at least 4."""
+    held: int = 2
+    """Requests whose pixels the reader has at once, such as the one it works on and the next: where
+    memory is short of them it gets copies."""
     pinned: bool = False
     """Page-lock the memory, so that copies to a CUDA device need not wait."""
     start_method: str | None = None
@@ -81,8 +84,7 @@ def rendered(
             "(optimizer.micro_batch, teacher.batch_size) or views (storage.views_per_tile) at once"
         )
     ahead = max(settings.ahead or max(2 * settings.workers, 4), 2)
-    held = 2  # the reader's: the one it works on, and the next
-    slots = Slots(min(allowed // slot, ahead + held), slot)
+    slots = Slots(min(allowed // slot, ahead + settings.held), slot)
     memory = SharedBytes(slots.count * slot)
     workers = start_workers(
         renderer, memory, workers=settings.workers, start_method=settings.start_method

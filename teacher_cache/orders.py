@@ -115,7 +115,7 @@ class Orders:
     def take(self, requests: Iterator[Request]) -> Rendered:
         """Hand the next order over, once `advance` says so."""
         if not self.orders and self.postponed is not None and self.pin is not None:
-            self.pin.synchronize()  # the reader let go of all slots, their copies are under way
+            self.pin.wait_for_one()  # the reader let go of all slots, their copies are under way
             self.advance(requests, None)
         if not self.orders:
             raise StopIteration

@@ -30,6 +30,38 @@ class TopK:
     """float16: per temperature tau, logsumexp of logp / tau over the C - K other classes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What `TopK` is made of, still on the teacher's device and perhaps not computed yet."""
+
+    class_count: int
+    ids_BK: Tensor
+    """int64."""
+    logp_BK: Tensor
+    """float64."""
+    tail_BT: Tensor
+    """float64."""
+    finite_B: Tensor
+    """bool: whether all logits of a row are."""
+
+    def fetch(self) -> TopK:
+        """Wait for the device.
+
+        Raises:
+            ValueError: non-finite logits (the message names the rows).
+        """
+        finite_B = self.finite_B.cpu().numpy()
+        if not finite_B.all():
+            raise ValueError(_not_finite(np.flatnonzero(~finite_B).tolist(), len(finite_B)))
+        return TopK(
+            ids_BK=self.ids_BK.cpu()
+            .numpy()
+            .astype(np.uint16 if self.class_count <= FILL_ID else np.uint32),
+            logp_BK=_float16(self.logp_BK),
+            tail_BT=_float16(self.tail_BT),
+        )
+
+
 def top_k(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> TopK:
     """Keep the k best classes of every row and, per temperature, the log-mass of all others.
 
@@ -49,12 +81,18 @@ def top_k(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> TopK:
         ValueError: k or a temperature out of range, logits that are not [B, C] float32, or
             non-finite logits (the message names the rows).
     """
+    return answers(logits_BC, k=k, temperatures=temperatures).fetch()
+
+
+def answers(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> Answers:
+    """`top_k` without waiting for the device; it takes and raises the same, but for what only
+    `fetch` can tell: whether the logits are finite.
+    """
     _check(logits_BC, k=k, temperatures=temperatures)
     logits_BC = logits_BC.detach()
-    classes = logits_BC.shape[1]
     kept_BC = _kept(logits_BC, k)
-    # nonzero lists each row's ids upwards, so a stable sort leaves equal logits by lower id.
-    ids_BK = kept_BC.nonzero()[:, 1].view(-1, k)
+    ids_BK = _ids(kept_BC, k)
+    # they are listed upwards, so a stable sort leaves equal logits by lower id
     order_BK = logits_BC.gather(1, ids_BK).sort(dim=1, descending=True, stable=True).indices
     ids_BK = ids_BK.gather(1, order_BK)
     # float64, since the tails sum up to tens of thousands of small terms.
@@ -65,11 +103,8 @@ def top_k(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> TopK:
     tail_BT = logp_BC.new_empty(len(logp_BC), len(temperatures))
     for column, tau in enumerate(temperatures):
         tail_BT[:, column] = torch.logsumexp(logp_BC / tau, dim=1)
-    return TopK(
-        ids_BK=ids_BK.cpu().numpy().astype(np.uint16 if classes <= FILL_ID else np.uint32),
-        logp_BK=_float16(logp_BK),
-        tail_BT=_float16(tail_BT),
-    )
+    finite_B = logits_BC.isfinite().all(dim=1)
+    return Answers(logits_BC.shape[1], ids_BK, logp_BK, tail_BT, finite_B)
 
 
 def _kept(logits_BC: Tensor, k: int) -> Tensor:
@@ -80,6 +115,14 @@ def _kept(logits_BC: Tensor, k: int) -> Tensor:
     equal_BC = logits_BC == limit_B1
     places_B1 = k - above_BC.sum(dim=1, keepdim=True)
     return above_BC | (equal_BC & (equal_BC.cumsum(dim=1) <= places_B1))
+
+
+def _ids(kept_BC: Tensor, k: int) -> Tensor:
+    """Each row's kept ids upwards, int64 [B, K]; `nonzero` would make the host wait."""
+    classes = kept_BC.shape[1]
+    down_C = torch.arange(classes, 0, -1, dtype=torch.int32, device=kept_BC.device)
+    ids_BK = classes - torch.where(kept_BC, down_C, 0).topk(k, dim=1).values
+    return ids_BK.clamp(max=classes - 1).long()  # of a row that is not finite fewer are kept
 
 
 def _float16(values: Tensor) -> np.ndarray:
@@ -105,10 +148,11 @@ def _check(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> None:
             f"temperatures hold {bad_temperatures}, expected finite numbers above 0: "
             "change topk.temperatures"
         )
-    bad_rows = torch.nonzero(~logits_BC.isfinite().all(dim=1)).flatten().tolist()
-    if bad_rows:
-        more = f" and {len(bad_rows) - 8} more" if len(bad_rows) > 8 else ""
-        raise ValueError(
-            f"logits are not finite in rows {', '.join(map(str, bad_rows[:8]))}{more} of "
-            f"{len(logits_BC)}, expected finite ones: check the teacher's weights and precision"
-        )
+
+
+def _not_finite(rows: list[int], count: int) -> str:
+    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    return (
+        f"logits are not finite in rows {', '.join(map(str, rows[:8]))}{more} of {count}, expected "
+        "finite ones: check the teacher's weights and precision"
+    )

@@ -19,10 +19,19 @@ from teacher_cache.encodings import Encoding
 
 def pytest_collection_modifyitems(items):
     """Without a CUDA device, what needs one says so and is skipped."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    has_device = torch.cuda.is_available()
+    for item in items:
+        if has_device:  # its driver has threads, and Python 3.12 warns of forking beside threads
+            warning = "ignore:This process .* is multi-threaded:DeprecationWarning"
+            item.add_marker(pytest.mark.filterwarnings(warning))
+        elif item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Each device that there is: the same test, so that what is sure here is sure there."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -56,20 +56,20 @@ def cache_recipe(**changes):
     return parse_recipe(cache_document(**changes), CacheRecipe, source="test")
 
 
-def build_teacher(recipe, index):
+def build_teacher(recipe, index, device=CPU):
     return load_teacher(
         recipe.teacher,
         class_count=index.class_count,
         has_class_map=recipe.images.class_map is not None,
         size=recipe.views.size,
-        device=CPU,
+        device=device,
     )
 
 
-def fill_cache(root, data, recipe):
+def fill_cache(root, data, recipe, device=CPU):
     """Fill a cache to the end in this process."""
     index = index_images(data)
-    teacher = build_teacher(recipe, index)
+    teacher = build_teacher(recipe, index, device)
     cache = open_or_create(root, recipe, index, teacher)
     for _ in fill(cache, index, teacher, recipe):
         pass
@@ -123,5 +123,10 @@ def closed(job):
 
 
 def cli_environment(folder):
-    """Records in the test's folder, one thread."""
-    return {**os.environ, "RETORT_DB": f"sqlite:///{folder}/jobs.db", "OMP_NUM_THREADS": "1"}
+    """Records in the test's folder, one thread, and the CPU, whose bits are compared."""
+    return {
+        **os.environ,
+        "RETORT_DB": f"sqlite:///{folder}/jobs.db",
+        "RETORT_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }

@@ -22,6 +22,16 @@ def test_flag_before_environment_before_project_file_before_default(cli, tmp_pat
     assert asked(cli, "--url", "http://127.0.0.1:3", env=environment) == "http://127.0.0.1:3"
 
 
+def test_the_environment_says_where_to_compute_unless_a_flag_does(cli, scans):
+    plan = ("plan-cache", "digits", "--data", scans / "train")
+    wrong = cli(*plan, check=2, env={"RETORT_DEVICE": "tpu"}).stderr
+    assert "tpu" in wrong
+    assert "RETORT_DEVICE" in wrong
+    checkpoint = ("--set", "teacher.checkpoint=/nowhere.safetensors")  # found out after the device
+    flag = cli(*plan, "--device", "cpu", *checkpoint, check=1, env={"RETORT_DEVICE": "tpu"}).stderr
+    assert "/nowhere.safetensors" in flag
+
+
 def test_the_nearest_table_counts_and_lists_and_switches_are_taken(tmp_path):
     file = tmp_path / "retort.toml"
     file.write_text(

@@ -75,11 +75,35 @@ INLINE AVX2 __m256d towards(__m256d from, __m256d to, __m256d share) {
     return _mm256_add_pd(from, _mm256_mul_pd(_mm256_sub_pd(to, from), share));
 }
 
-/* The same, places of four pixels at once and a pixel's channels at once. */
-AVX2 static void affine_row_avx2(const uint8_t *in, uint8_t *out, int row, int width, int height,
-                                 const double *m, const uint8_t *fill) {
-    const __m128i first = _mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, -1, -1, -1, -1);
+/* Along which axes fractions of a pixel may be other than 0: a share of 0 changes nothing. */
+typedef enum { ALONG_X = 1, ALONG_Y = 2, ALONG_BOTH = 3 } Along;
+
+static Along along_of(const double m[6]) {
+    int stays_x = m[0] == 1.0 && m[1] == 0.0 && m[2] == 0.0;
+    int stays_y = m[3] == 0.0 && m[4] == 1.0 && m[5] == 0.0;
+    return stays_y ? ALONG_X : stays_x ? ALONG_Y : ALONG_BOTH;
+}
+
+/* `mixed`; `along` is a constant where this is inlined. */
+INLINE AVX2 __m128i mixed_avx2(__m128i upper, __m128i lower, double dx, double dy, Along along) {
+    const __m128i first =
+        _mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, -1, -1, -1, -1);
     const __m128i next = _mm_setr_epi8(3, -1, -1, -1, 4, -1, -1, -1, 5, -1, -1, -1, -1, -1, -1, -1);
+    __m256d share = _mm256_set1_pd(dx), above = doubles_avx2(upper, first);
+    if (along & ALONG_X) above = towards(above, doubles_avx2(upper, next), share);
+    if (along & ALONG_Y) {
+        __m256d below = doubles_avx2(lower, first);
+        if (along & ALONG_X) below = towards(below, doubles_avx2(lower, next), share);
+        above = towards(above, below, _mm256_set1_pd(dy));
+    }
+    __m128i levels = _mm256_cvttpd_epi32(above); /* 0 to 255 */
+    levels = _mm_packs_epi32(levels, levels);
+    return _mm_packus_epi16(levels, levels);
+}
+
+/* The same, places of four pixels at once and a pixel's channels at once. */
+INLINE AVX2 void row_along(const uint8_t *in, uint8_t *out, int row, int width, int height,
+                           const double *m, const uint8_t *fill, Along along) {
     const __m256d half = _mm256_set1_pd(0.5), zero = _mm256_setzero_pd();
     const __m256d wide = _mm256_set1_pd(width), high = _mm256_set1_pd(height);
     const double v = row + 0.5;
@@ -94,8 +118,10 @@ AVX2 static void affine_row_avx2(const uint8_t *in, uint8_t *out, int row, int w
                                   _mm256_set1_pd(m[2]));
         __m256d y = _mm256_add_pd(_mm256_add_pd(_mm256_mul_pd(_mm256_set1_pd(m[3]), u), my),
                                   _mm256_set1_pd(m[5]));
-        __m256d in_x = _mm256_and_pd(_mm256_cmp_pd(x, zero, _CMP_GE_OQ), _mm256_cmp_pd(x, wide, _CMP_LT_OQ));
-        __m256d in_y = _mm256_and_pd(_mm256_cmp_pd(y, zero, _CMP_GE_OQ), _mm256_cmp_pd(y, high, _CMP_LT_OQ));
+        __m256d in_x = _mm256_and_pd(_mm256_cmp_pd(x, zero, _CMP_GE_OQ),
+                                     _mm256_cmp_pd(x, wide, _CMP_LT_OQ));
+        __m256d in_y = _mm256_and_pd(_mm256_cmp_pd(y, zero, _CMP_GE_OQ),
+                                     _mm256_cmp_pd(y, high, _CMP_LT_OQ));
         int inside = _mm256_movemask_pd(_mm256_and_pd(in_x, in_y));
         x = _mm256_sub_pd(x, half);
         y = _mm256_sub_pd(y, half);
@@ -118,17 +144,19 @@ AVX2 static void affine_row_avx2(const uint8_t *in, uint8_t *out, int row, int w
                 upper = (__m128i)pair_at(in, left[i], top[i], width, height);
                 lower = (__m128i)pair_at(in, left[i], top[i] + 1, width, height);
             }
-            __m256d share = _mm256_set1_pd(dx[i]);
-            __m256d above = towards(doubles_avx2(upper, first), doubles_avx2(upper, next), share);
-            __m256d below = towards(doubles_avx2(lower, first), doubles_avx2(lower, next), share);
-            above = towards(above, below, _mm256_set1_pd(dy[i]));
-            __m128i levels = _mm256_cvttpd_epi32(above); /* 0 to 255 */
-            levels = _mm_packs_epi32(levels, levels);
-            int32_t mix = _mm_cvtsi128_si32(_mm_packus_epi16(levels, levels));
+            int32_t mix = _mm_cvtsi128_si32(mixed_avx2(upper, lower, dx[i], dy[i], along));
             if (start + i < width - 1) memcpy(out, &mix, CHANNELS + 1);
             else memcpy(out, &mix, CHANNELS);
         }
     }
+}
+
+AVX2 static void affine_row_avx2(const uint8_t *in, uint8_t *out, int row, int width, int height,
+                                 const double *m, const uint8_t *fill) {
+    Along along = along_of(m);
+    if (along == ALONG_X) row_along(in, out, row, width, height, m, fill, ALONG_X);
+    else if (along == ALONG_Y) row_along(in, out, row, width, height, m, fill, ALONG_Y);
+    else row_along(in, out, row, width, height, m, fill, ALONG_BOTH);
 }
 #endif
 

@@ -14,6 +14,31 @@ enum { LARGEST_DC = 16383 }; /* of differences summed up; 2047 in a sound file *
 /* Zeros behind a segment: more than a unit of four luma and two chroma blocks can read. */
 enum { PADDING = 6 * BLOCK_SIZE * 4 + 16 };
 
+/* A block by jpeg_slot, and one place for what is beyond. Of vectors, which are cleared one by one:
+ * compilers clear an array of this size with an instruction that takes longer than reading it. */
+enum { SHORTS = 16 };
+typedef int16_t Shorts __attribute__((vector_size(2 * SHORTS)));
+typedef union {
+    Shorts all[BLOCK_SIZE / SHORTS + 1];
+    int16_t value[BLOCK_SIZE + SHORTS];
+} Coefficients;
+
+/* Zigzag place -> jpeg_slot; what is beyond a block, BLOCK_SIZE. */
+typedef struct {
+    uint8_t of[2 * BLOCK_SIZE];
+    JpegBlock *block;
+} Slots;
+
+static Slots slots_here(void) {
+    Slots slots = {.block = jpeg_block_here()};
+    memset(slots.of, BLOCK_SIZE, sizeof slots.of);
+    for (int i = 0; i < BLOCK_SIZE; i++) {
+        int place = jpeg_natural_order[i];
+        slots.of[i] = (uint8_t)jpeg_slot(place / BLOCK_SIDE, place % BLOCK_SIDE);
+    }
+    return slots;
+}
+
 /* The bits of one segment: what stands between two restart markers, bytes that were stuffed after
  * 0xFF taken out, PADDING behind it. */
 typedef struct {
@@ -22,25 +47,6 @@ typedef struct {
     const uint8_t *at, *start, *end;
     const uint8_t *marker; /* what follows in the file */
 } Bits;
-
-/* The segment at `from`, copied to `to`. */
-static Bits segment(const uint8_t *from, const uint8_t *end, uint8_t *to) {
-    Bits b = {.at = to, .start = to};
-    for (;;) {
-        const uint8_t *stop = memchr(from, 0xFF, (size_t)(end - from));
-        size_t some = (size_t)((stop ? stop : end) - from);
-        memcpy(to, from, some);
-        to += some;
-        from += some;
-        if (end - from < 2 || from[1] != 0) break;
-        *to++ = 0xFF;
-        from += 2;
-    }
-    memset(to, 0, PADDING);
-    b.end = to;
-    b.marker = from;
-    return b;
-}
 
 /* Bits left in the segment; below 0 when zeros of the padding were read. */
 static ptrdiff_t left_over(const Bits *b) { return 8 * (b->end - b->at) + b->count; }
@@ -61,10 +67,30 @@ INLINE void consume(Bits *b, int count) {
     b->count -= count;
 }
 
+/* The segment at `from`, copied to `to`. */
+static Bits segment(const uint8_t *from, const uint8_t *end, uint8_t *to) {
+    Bits b = {.at = to, .start = to};
+    for (;;) {
+        const uint8_t *stop = memchr(from, 0xFF, (size_t)(end - from));
+        size_t some = (size_t)((stop ? stop : end) - from);
+        memcpy(to, from, some);
+        to += some;
+        from += some;
+        if (end - from < 2 || from[1] != 0) break;
+        *to++ = 0xFF;
+        from += 2;
+    }
+    memset(to, 0, PADDING);
+    b.end = to;
+    b.marker = from;
+    refill(&b);
+    return b;
+}
+
 /* The symbol of a code longer than LOOK_BITS as its length << 8 | symbol, or -1. */
 static __attribute__((noinline)) int long_code(uint64_t bits, const Huffman *table) {
     int32_t next = (int32_t)(bits >> 48);
-    int length = LOOK_BITS + 1;
+    int length = CODE_BITS + 1;
     while (next >= table->last_code[length]) length++;
     if (length > 16) return -1;
     int index = (next >> (16 - length)) + table->offset[length];
@@ -78,104 +104,108 @@ INLINE int value_of(Bits *b, int count) {
     return value < 1 << (count - 1) ? value - (1 << count) + 1 : value;
 }
 
-/* A symbol whose value is not in `quick`: consumed, or -1. */
-INLINE int symbol_of(Bits *b, const Huffman *table, uint32_t quick) {
-    if (quick) {
-        consume(b, quick & 255);
-        return quick >> 8 & 255;
-    }
-    int code = long_code(b->bits, table);
+/* A symbol, consumed, or -1. */
+INLINE int symbol_of(Bits *b, const Huffman *table) {
+    int code = table->code[b->bits >> (64 - CODE_BITS)];
+    if (!code) code = long_code(b->bits, table);
     if (code < 0) return -1;
     consume(b, code >> 8);
     return code & 255;
 }
 
-INLINE int read_dc(Bits *b, const Huffman *table, int *dc) {
+INLINE int read_dc(Bits *b, const Huffman *table, const int16_t *differences, int *dc) {
+    int difference = differences[b->bits >> (64 - DC_BITS)];
     refill(b);
-    uint32_t quick = table->quick[b->bits >> (64 - LOOK_BITS)];
-    int difference = (int32_t)quick >> 16;
-    if (difference) consume(b, quick & 255);
-    else {
-        int symbol = symbol_of(b, table, quick);
+    if (difference) {
+        consume(b, difference & 15);
+        *dc += difference >> 4;
+    } else {
+        int symbol = symbol_of(b, table);
         if (symbol < 0) return 0;
-        difference = value_of(b, symbol);
+        *dc += value_of(b, symbol);
     }
-    *dc += difference;
     return *dc >= -LARGEST_DC && *dc <= LARGEST_DC;
 }
 
-/* The AC coefficients, into `out`. Returns 0 for what is odd, else 1 more than their number. */
-INLINE int read_ac(Bits *b, const Huffman *table, int16_t *out) {
-    int found = 1;
-    for (int k = 1; k < BLOCK_SIZE; k++) {
-        /* looked up before the refill, which waits for less: at least 56 - 31 bits are there */
-        uint32_t quick = table->quick[b->bits >> (64 - LOOK_BITS)];
-        refill(b);
-        int value = (int32_t)quick >> 16;
-        if (value) {
-            consume(b, quick & 255);
-            k += quick >> 8 & 255;
-        } else {
-            int symbol = symbol_of(b, table, quick);
-            if (symbol < 0) return 0;
-            if ((symbol & 15) == 0 && symbol != 0xF0) return found; /* end of block */
-            k += symbol >> 4;
-            value = value_of(b, symbol & 15);
-            if (value == 0) continue; /* sixteen zeros */
-        }
-        if (k >= BLOCK_SIZE) return 0;
-        out[jpeg_natural_order[k]] = (int16_t)value;
-        found++;
-    }
-    return found;
+/* What to do next in a block. */
+typedef enum { GO_ON, AT_END, ODD } Next;
+
+/* One symbol of AC, however long: moves `*place` to its coefficient, whose value is `*value`, or
+ * over sixteen zeros. */
+INLINE Next read_one(Bits *b, const Huffman *table, int *place, int *value) {
+    int symbol = symbol_of(b, table);
+    if (symbol < 0) return ODD;
+    if ((symbol & 15) == 0 && symbol != 0xF0) return AT_END;
+    *place += (symbol >> 4) + 1;
+    *value = value_of(b, symbol & 15);
+    return *place < BLOCK_SIZE ? GO_ON : ODD;
 }
 
-INLINE int read_block(Bits *b, const Jpeg *jpeg, const Component *c, int *dc, uint8_t *out,
-                      ptrdiff_t stride) {
-    int16_t block[BLOCK_SIZE] = {0};
-    const uint16_t *quant = jpeg->quant[c->quant];
-    if (!read_dc(b, &jpeg->dc[c->dc], dc)) return 0;
+/* The AC coefficients, into `out`. Returns the place of the last, or -1 for what is odd. */
+INLINE int read_ac(Bits *b, const Huffman *table, const Step *steps, const uint8_t *slot,
+                   int16_t *out) {
+    int place = 0;
+    while (place < BLOCK_SIZE - 1) {
+        /* looked up before the refill, which waits for less: at least 56 - 31 bits are there */
+        Step step = steps[b->bits >> (64 - LOOK_BITS)];
+        refill(b);
+        int last = place + (int)(step >> STEP_LAST & 255);
+        if (step && last < BLOCK_SIZE - 1) { /* so an END in it is this block's */
+            out[slot[place + (step >> STEP_FIRST & 255)]] = (int16_t)(step >> STEP_VALUE);
+            out[slot[place + (step >> STEP_SECOND & 255)]] = (int16_t)(step >> STEP_VALUE2);
+            place = last;
+            consume(b, step & 63);
+            if (step & STEP_END) return place;
+        } else {
+            int value;
+            Next next = read_one(b, table, &place, &value);
+            if (next != GO_ON) return next == AT_END ? place : -1;
+            out[slot[place]] = (int16_t)value;
+        }
+    }
+    return place;
+}
+
+INLINE int read_block(Bits *b, const Component *c, const Slots *slots, int *dc,
+                      uint8_t *out, ptrdiff_t stride) {
+    Coefficients coefficients;
+    for (int i = 0; i < BLOCK_SIZE / SHORTS + 1; i++) coefficients.all[i] = (Shorts){0};
+    int16_t *block = coefficients.value;
+    if (!read_dc(b, c->dc, c->differences, dc)) return 0;
     block[0] = (int16_t)*dc;
-    int found = read_ac(b, &jpeg->ac[c->ac], block);
-    if (found > 1) return jpeg_block(block, quant, out, stride);
-    int level = *dc * quant[0];
+    int last = read_ac(b, c->ac, c->steps, slots->of, block);
+    if (last < 0) return 0;
+    if (last > 0) return slots->block(block, c->quant, out, stride);
+    int level = *dc * c->quant[0];
     if (level < -LARGEST_COLUMN || level > LARGEST_COLUMN) return 0;
     int flat = ((level + 4) >> 3) + 128;
     flat = flat < 0 ? 0 : flat > 255 ? 255 : flat;
     for (int y = 0; y < BLOCK_SIDE; y++) memset(out + y * stride, flat, BLOCK_SIDE);
-    return found;
+    return 1;
 }
 
 /* Over the AC coefficients; 0 for what is odd. */
-INLINE int skip_ac(Bits *b, const Huffman *table) {
-    int k = 1;
-    while (k < BLOCK_SIZE) {
-        uint32_t leap = table->leap[b->bits >> (64 - LEAP_BITS)];
+INLINE int skip_ac(Bits *b, const Huffman *table, const Step *steps) {
+    int place = 0;
+    while (place < BLOCK_SIZE - 1) {
+        uint32_t step = (uint32_t)steps[b->bits >> (64 - LOOK_BITS)];
         refill(b);
-        int behind = k + (int)(leap >> 8 & 255);
-        if (leap && behind < BLOCK_SIZE) { /* so the block does not end within, but with END */
-            consume(b, leap & 255);
-            if (leap & END) return 1;
-            k = behind;
-            continue;
+        int last = place + (int)(step >> STEP_LAST);
+        if (step && last < BLOCK_SIZE - 1) {
+            consume(b, step & 63);
+            if (step & STEP_END) return 1;
+            place = last;
+        } else {
+            int value;
+            Next next = read_one(b, table, &place, &value);
+            if (next != GO_ON) return next == AT_END;
         }
-        uint32_t quick = table->quick[b->bits >> (64 - LOOK_BITS)];
-        if (quick >> 16) {
-            consume(b, quick & 255);
-            k += (quick >> 8 & 255) + 1;
-            continue;
-        }
-        int symbol = symbol_of(b, table, quick);
-        if (symbol < 0) return 0;
-        if ((symbol & 15) == 0 && symbol != 0xF0) return 1;
-        k += (symbol >> 4) + 1;
-        value_of(b, symbol & 15);
     }
-    return k == BLOCK_SIZE;
+    return 1;
 }
 
-INLINE int skip_block(Bits *b, const Jpeg *jpeg, const Component *c, int *dc) {
-    return read_dc(b, &jpeg->dc[c->dc], dc) && skip_ac(b, &jpeg->ac[c->ac]);
+INLINE int skip_block(Bits *b, const Component *c, int *dc) {
+    return read_dc(b, c->dc, c->differences, dc) && skip_ac(b, c->ac, c->steps);
 }
 
 /* To the segment behind the next restart marker, which must be number `number`. */
@@ -187,23 +217,29 @@ static int restart(Bits *b, int number, const uint8_t *end, uint8_t *buffer) {
     return 1;
 }
 
+static uint8_t *block_of(const Plane *plane, int x, int y) {
+    ptrdiff_t row = (ptrdiff_t)(y - plane->blocks.top) * BLOCK_SIDE;
+    return plane->samples + row * plane->stride + (x - plane->blocks.left) * BLOCK_SIDE;
+}
+
+INLINE int is_in(Box box, int x, int y) {
+    return x >= box.left && x < box.right && y >= box.top && y < box.bottom;
+}
+
 static int read_unit(Bits *bits, const Jpeg *jpeg, int column, int row, int dc[COMPONENTS],
-                     const Plane planes[COMPONENTS]) {
+                     const Plane planes[COMPONENTS], const Slots *slots) {
     Bits b = *bits;
     for (int i = 0; i < jpeg->count; i++) {
         const Component *c = &jpeg->component[i];
         const Plane *plane = &planes[i];
-        for (int n = 0; n < c->h * c->v; n++) {
-            int x = column * c->h + n % c->h, y = row * c->v + n / c->h;
-            Box want = plane->blocks;
-            int ok;
-            if (x >= want.left && x < want.right && y >= want.top && y < want.bottom) {
-                uint8_t *out = plane->samples + (ptrdiff_t)(y - want.top) * BLOCK_SIDE * plane->stride +
-                               (x - want.left) * BLOCK_SIDE;
-                ok = read_block(&b, jpeg, c, &dc[i], out, plane->stride);
-            } else ok = skip_block(&b, jpeg, c, &dc[i]);
-            if (!ok) return 0;
-        }
+        for (int y = row * c->v; y < (row + 1) * c->v; y++)
+            for (int x = column * c->h; x < (column + 1) * c->h; x++) {
+                int ok;
+                if (is_in(plane->blocks, x, y))
+                    ok = read_block(&b, c, slots, &dc[i], block_of(plane, x, y), plane->stride);
+                else ok = skip_block(&b, c, &dc[i]);
+                if (!ok) return 0;
+            }
     }
     *bits = b;
     return left_over(&b) >= 0;
@@ -211,6 +247,7 @@ static int read_unit(Bits *bits, const Jpeg *jpeg, int column, int row, int dc[C
 
 static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS], uint8_t *buffer) {
     Bits bits = segment(jpeg->scan, jpeg->end, buffer);
+    Slots slots = slots_here();
     int dc[COMPONENTS] = {0}, left = jpeg->restart, restarts = 0;
     int h = jpeg->component[0].h;
     int columns = (jpeg->width + BLOCK_SIDE * h - 1) / (BLOCK_SIDE * h), rows = 0;
@@ -225,7 +262,7 @@ static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS], uint8_t 
                 memset(dc, 0, sizeof dc);
                 left = jpeg->restart - 1;
             }
-            if (!read_unit(&bits, jpeg, column, row, dc, planes)) return 0;
+            if (!read_unit(&bits, jpeg, column, row, dc, planes, &slots)) return 0;
         }
     return 1;
 }
@@ -255,7 +292,7 @@ static int make_plane(Plane *plane, Box part, int h, int v, int width, int heigh
 }
 
 int jpeg_size(const uint8_t *data, size_t size, int *width, int *height) {
-    Jpeg *jpeg = malloc(sizeof *jpeg);
+    Jpeg *jpeg = aligned_alloc(64, (sizeof *jpeg + 63) / 64 * 64);
     int ok = jpeg && jpeg_parse(jpeg, data, size);
     if (ok) {
         *width = jpeg->width;
@@ -266,13 +303,14 @@ int jpeg_size(const uint8_t *data, size_t size, int *width, int *height) {
 }
 
 int jpeg_decode(const uint8_t *data, size_t size, Box part, uint8_t *out) {
-    Jpeg *jpeg = malloc(sizeof *jpeg);
+    Jpeg *jpeg = aligned_alloc(64, (sizeof *jpeg + 63) / 64 * 64);
     Plane planes[COMPONENTS] = {0};
     uint8_t *buffer = malloc(size + PADDING);
     int ok = jpeg && buffer && jpeg_parse(jpeg, data, size) && part.left >= 0 && part.top >= 0 &&
              part.left < part.right && part.top < part.bottom && part.right <= jpeg->width &&
              part.bottom <= jpeg->height;
     if (ok) {
+        jpeg_tables(jpeg);
         int h = jpeg->component[0].h, v = jpeg->component[0].v;
         for (int i = 0; ok && i < jpeg->count; i++)
             ok = make_plane(&planes[i], part, i ? h : 1, i ? v : 1, jpeg->width, jpeg->height);

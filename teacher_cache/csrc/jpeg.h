@@ -1,45 +1,54 @@
-/* Between a JPEG's entropy-coded bits (jpeg.c), its header (jpeg_header.c) and its pixels
- * (jpeg_pixels.c). */
+/* Between a JPEG's header (jpeg_header.c), its Huffman tables (jpeg_huffman.c), its entropy-coded
+ * bits (jpeg.c), its blocks (jpeg_block.c) and its pixels (jpeg_pixels.c). */
 #ifndef RETORT_JPEG_H
 #define RETORT_JPEG_H
 
 #include "native.h"
 
-enum { LOOK_BITS = 12, LEAP_BITS = 10, BLOCK_SIDE = 8, BLOCK_SIZE = 64, COMPONENTS = 3 };
+enum { BLOCK_SIDE = 8, BLOCK_SIZE = 64, COMPONENTS = 3 };
 
 /* Sum of a column's dequantised coefficients, in magnitude: beyond it libjpeg-turbo's 16-bit sums
  * might saturate. No photograph comes near. */
 enum { LARGEST_COLUMN = 5700 };
 
-enum { END = 1 << 16 };
+/* How many bits the tables look at. */
+enum { CODE_BITS = 9, LOOK_BITS = 11, DC_BITS = 10 };
 
-/* A Huffman table. `quick`, by the next LOOK_BITS bits, is 0 where the code is longer than that, and
- * else value << 16 | run << 8 | bits: a whole coefficient, code and value. The value 0 stands for
- * what is none: then the middle byte is the symbol, whose value (if any) is still to be read. */
+/* A step over one or two coefficients, packed, lowest bits first: 6 bits how many bits to consume,
+ * 1 bit END, 1 bit unused; 8 bits the first one's place and 8 bits the second one's, NOWHERE if
+ * there is none, and 8 bits the last one's, all after the last coefficient before them; 16 bits
+ * each for both values. 0: not even one code and its value fit. */
+typedef uint64_t Step;
+enum { STEP_END = 1 << 6, STEP_FIRST = 8, STEP_SECOND = 16, STEP_LAST = 24, STEP_VALUE = 32,
+       STEP_VALUE2 = 48, NOWHERE = 64 };
+
+/* A Huffman table: `code`, by the next CODE_BITS bits, is length << 8 | symbol, or 0 where the code
+ * is longer. */
 typedef struct {
     int defined;
-    uint8_t symbols[256];
+    uint8_t counts[16], symbols[256];
     int32_t last_code[18]; /* by length: one past the last code, left-aligned to 16 bits */
     int32_t offset[17];    /* by length: index of a symbol minus its code */
-    uint32_t quick[1 << LOOK_BITS];
-    /* of AC, by the next LEAP_BITS bits: all coefficients that fit, as places << 8 | bits, END added
-     * where the block ends with them; 0 if none fits */
-    uint32_t leap[1 << LEAP_BITS];
+    uint16_t code[1 << CODE_BITS];
 } Huffman;
 
 typedef struct {
     int h, v; /* sampling factors */
-    int quant, dc, ac;
     int id;
+    const int16_t *quant; /* by jpeg_slot */
+    const Huffman *dc, *ac;
+    const int16_t *differences; /* of DC, by the next DC_BITS bits: value << 4 | bits, or 0 */
+    const Step *steps; /* of AC, by the next LOOK_BITS bits */
 } Component;
 
 struct Jpeg {
     const uint8_t *scan, *end; /* entropy-coded data */
     int width, height, count, restart;
     Component component[COMPONENTS];
-    int quant_defined[4];
-    uint16_t quant[4][BLOCK_SIZE]; /* in natural order */
+    int16_t quant[4][BLOCK_SIZE] __attribute__((aligned(32))); /* by jpeg_slot */
     Huffman dc[4], ac[4];
+    int16_t differences[4][1 << DC_BITS];
+    Step steps[4][1 << LOOK_BITS];
 };
 
 /* A component's samples for whole blocks [left, right) x [top, bottom), in blocks. */
@@ -50,10 +59,22 @@ typedef struct {
     uint8_t *samples;
 } Plane;
 
+/* Where coefficient (y, x) stands in a block in memory. */
+int jpeg_slot(int y, int x);
+
+/* Zigzag place -> y * 8 + x. */
 extern const uint8_t jpeg_natural_order[BLOCK_SIZE];
+
 int jpeg_parse(Jpeg *jpeg, const uint8_t *data, size_t size);
-int jpeg_block(const int16_t coefficients[BLOCK_SIZE], const uint16_t quant[BLOCK_SIZE], uint8_t *out,
-               ptrdiff_t stride);
+int jpeg_huffman(Huffman *table, const uint8_t counts[16], const uint8_t *symbols, int is_dc);
+void jpeg_tables(Jpeg *jpeg); /* `differences` and `steps` of all components */
+
+/* Coefficients and quantisation by jpeg_slot, both aligned to 32 bytes -> samples; 0 for what is
+ * beyond LARGEST_COLUMN. */
+typedef int JpegBlock(const int16_t *coefficients, const int16_t *quant, uint8_t *out,
+                      ptrdiff_t stride);
+JpegBlock *jpeg_block_here(void);
+
 int jpeg_pixels(const Plane planes[COMPONENTS], int count, int h, int v, Box part, uint8_t *out);
 
 #endif

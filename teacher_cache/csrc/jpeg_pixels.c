@@ -5,103 +5,85 @@
 
 #include "jpeg.h"
 
-typedef int32_t Row __attribute__((vector_size(32)));
-typedef int16_t Short __attribute__((vector_size(16)));
-typedef uint8_t Levels __attribute__((vector_size(8)));
-
-/* Constants of the transform times 2^13 */
-enum { C0298 = 2446, C0390 = 3196, C0541 = 4433, C0765 = 6270, C0899 = 7373, C1175 = 9633,
-       C1501 = 12299, C1847 = 15137, C1961 = 16069, C2053 = 16819, C2562 = 20995, C3072 = 25172 };
-enum { CONSTANT_BITS = 13, PASS_BITS = 2 };
-
-/* One dimension, eight transforms side by side; rounds off `shift` bits. */
-INLINE void transform(Row v[BLOCK_SIDE], int shift) {
-    Row z1 = (v[2] + v[6]) * C0541, even2 = z1 - v[6] * C1847, even3 = z1 + v[2] * C0765;
-    Row even0 = (v[0] + v[4]) << CONSTANT_BITS, even1 = (v[0] - v[4]) << CONSTANT_BITS;
-    Row e0 = even0 + even3, e3 = even0 - even3, e1 = even1 + even2, e2 = even1 - even2;
-    Row o0 = v[7], o1 = v[5], o2 = v[3], o3 = v[1];
-    Row a = o0 + o3, b = o1 + o2, c = o0 + o2, d = o1 + o3, z5 = (c + d) * C1175;
-    a *= -C0899;
-    b *= -C2562;
-    c = z5 - c * C1961;
-    d = z5 - d * C0390;
-    o0 = o0 * C0298 + a + c;
-    o1 = o1 * C2053 + b + d;
-    o2 = o2 * C3072 + b + c;
-    o3 = o3 * C1501 + a + d;
-    const int half = 1 << (shift - 1);
-    v[0] = (e0 + o3 + half) >> shift;
-    v[7] = (e0 - o3 + half) >> shift;
-    v[1] = (e1 + o2 + half) >> shift;
-    v[6] = (e1 - o2 + half) >> shift;
-    v[2] = (e2 + o1 + half) >> shift;
-    v[5] = (e2 - o1 + half) >> shift;
-    v[3] = (e3 + o0 + half) >> shift;
-    v[4] = (e3 - o0 + half) >> shift;
-}
-
-INLINE void transpose(Row v[BLOCK_SIDE]) {
-    const Row low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
-    const Row low2 = {0, 1, 8, 9, 4, 5, 12, 13}, high2 = {2, 3, 10, 11, 6, 7, 14, 15};
-    const Row low4 = {0, 1, 2, 3, 8, 9, 10, 11}, high4 = {4, 5, 6, 7, 12, 13, 14, 15};
-    Row a[BLOCK_SIDE], b[BLOCK_SIDE];
-    for (int i = 0; i < 4; i++) {
-        a[2 * i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], low);
-        a[2 * i + 1] = __builtin_shuffle(v[2 * i], v[2 * i + 1], high);
-    }
-    for (int i = 0; i < BLOCK_SIDE; i += 4) {
-        b[i] = __builtin_shuffle(a[i], a[i + 2], low2);
-        b[i + 1] = __builtin_shuffle(a[i], a[i + 2], high2);
-        b[i + 2] = __builtin_shuffle(a[i + 1], a[i + 3], low2);
-        b[i + 3] = __builtin_shuffle(a[i + 1], a[i + 3], high2);
-    }
-    for (int i = 0; i < 4; i++) {
-        v[i] = __builtin_shuffle(b[i], b[i + 4], low4);
-        v[i + 4] = __builtin_shuffle(b[i], b[i + 4], high4);
-    }
-}
-
-HOT int jpeg_block(const int16_t coefficients[BLOCK_SIZE], const uint16_t quant[BLOCK_SIZE],
-                   uint8_t *out, ptrdiff_t stride) {
-    Row v[BLOCK_SIDE], sum = {0};
-    for (int y = 0; y < BLOCK_SIDE; y++) {
-        Short row, scale;
-        memcpy(&row, coefficients + BLOCK_SIDE * y, sizeof row);
-        memcpy(&scale, quant + BLOCK_SIDE * y, sizeof scale);
-        v[y] = __builtin_convertvector(row, Row) * __builtin_convertvector(scale, Row);
-        Row sign = v[y] >> 31;
-        sum += (v[y] ^ sign) - sign;
-    }
-    Row wild = sum > LARGEST_COLUMN;
-    for (int x = 0; x < BLOCK_SIDE; x++)
-        if (wild[x]) return 0;
-    transform(v, CONSTANT_BITS - PASS_BITS);
-    transpose(v);
-    transform(v, CONSTANT_BITS + PASS_BITS + 3);
-    transpose(v);
-    for (int y = 0; y < BLOCK_SIDE; y++) {
-        Row level = v[y] + 128;
-        level &= ~(level >> 31);
-        Row over = level > 255;
-        level = (level & ~over) | (over & 255);
-        Levels levels = __builtin_convertvector(level, Levels);
-        memcpy(out + y * stride, &levels, sizeof levels);
-    }
-    return 1;
-}
+/* JFIF's YCbCr -> RGB: 1.402, 0.344136, 0.714136 and 1.772 times 2^16. */
+enum { RED = 91881, GREEN_OF_BLUE = -22554, GREEN_OF_RED = -46802, BLUE = 116130, ONE = 1 << 16 };
 
 INLINE uint8_t clipped(int32_t level) {
     return (uint8_t)(level < 0 ? 0 : level > 255 ? 255 : level);
 }
 
-HOT static void to_rgb(const uint8_t *restrict luma, const uint8_t *restrict blue,
-                       const uint8_t *restrict red, int width, uint8_t *restrict out) {
+HOT static void rgb_plain(const uint8_t *restrict luma, const uint8_t *restrict blue,
+                          const uint8_t *restrict red, int width, uint8_t *restrict out) {
     for (int x = 0; x < width; x++) {
         int32_t y = luma[x], cb = blue[x] - 128, cr = red[x] - 128;
-        out[3 * x] = clipped(y + ((91881 * cr + 32768) >> 16));
-        out[3 * x + 1] = clipped(y + ((-22554 * cb - 46802 * cr + 32768) >> 16));
-        out[3 * x + 2] = clipped(y + ((116130 * cb + 32768) >> 16));
+        out[3 * x] = clipped(y + ((RED * cr + ONE / 2) >> 16));
+        out[3 * x + 1] = clipped(y + ((GREEN_OF_BLUE * cb + GREEN_OF_RED * cr + ONE / 2) >> 16));
+        out[3 * x + 2] = clipped(y + ((BLUE * cb + ONE / 2) >> 16));
     }
+}
+
+#ifdef AVX2
+enum { PIXELS = 16 }; /* at once */
+
+/* (x * factor + 2^15) >> 16, of factors below 2^15: half is added after twice the product was cut,
+ * which comes to the same. */
+AVX2 INLINE __m256i scaled(__m256i x, int16_t factor) {
+    __m256i twice = _mm256_mulhi_epi16(_mm256_add_epi16(x, x), _mm256_set1_epi16(factor));
+    return _mm256_srai_epi16(_mm256_add_epi16(twice, _mm256_set1_epi16(1)), 1);
+}
+
+AVX2 INLINE __m256i widened(const uint8_t *levels) {
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)levels));
+}
+
+/* What fits into 16 bits of each factor is multiplied, the rest added. */
+AVX2 static void rgb_avx2(const uint8_t *luma, const uint8_t *blue, const uint8_t *red, int width,
+                          uint8_t *out) {
+    const __m256i middle = _mm256_set1_epi16(128), half = _mm256_set1_epi32(ONE / 2);
+    const uint32_t green = (uint32_t)(GREEN_OF_RED + ONE) << 16 | (uint16_t)GREEN_OF_BLUE;
+    const __m256i green_factors = _mm256_set1_epi32((int32_t)green);
+    const __m256i rg_first = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 8, -1, 1, 9, -1, 2, 10, -1, 3, 11, -1, 4, 12, -1, 5));
+    const __m256i b_first = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(-1, -1, 0, -1, -1, 1, -1, -1, 2, -1, -1, 3, -1, -1, 4, -1));
+    const __m256i rg_last = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(13, -1, 6, 14, -1, 7, 15, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+    const __m256i b_last = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(-1, 5, -1, -1, 6, -1, -1, 7, -1, -1, -1, -1, -1, -1, -1, -1));
+    int x = 0;
+    for (; x + PIXELS <= width; x += PIXELS, out += CHANNELS * PIXELS) {
+        __m256i y = widened(luma + x);
+        __m256i cb = _mm256_sub_epi16(widened(blue + x), middle);
+        __m256i cr = _mm256_sub_epi16(widened(red + x), middle);
+        __m256i r = _mm256_add_epi16(_mm256_add_epi16(y, cr), scaled(cr, RED - ONE));
+        __m256i twice_cb = _mm256_add_epi16(cb, cb);
+        __m256i b = _mm256_add_epi16(_mm256_add_epi16(y, twice_cb), scaled(cb, BLUE - 2 * ONE));
+        __m256i low = _mm256_madd_epi16(_mm256_unpacklo_epi16(cb, cr), green_factors);
+        __m256i high = _mm256_madd_epi16(_mm256_unpackhi_epi16(cb, cr), green_factors);
+        low = _mm256_srai_epi32(_mm256_add_epi32(low, half), 16);
+        high = _mm256_srai_epi32(_mm256_add_epi32(high, half), 16);
+        __m256i g = _mm256_add_epi16(_mm256_sub_epi16(y, cr), _mm256_packs_epi32(low, high));
+        __m256i rg = _mm256_packus_epi16(r, g), bb = _mm256_packus_epi16(b, b);
+        __m256i first =
+            _mm256_or_si256(_mm256_shuffle_epi8(rg, rg_first), _mm256_shuffle_epi8(bb, b_first));
+        __m256i last =
+            _mm256_or_si256(_mm256_shuffle_epi8(rg, rg_last), _mm256_shuffle_epi8(bb, b_last));
+        _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(first));
+        _mm_storel_epi64((__m128i *)(out + 16), _mm256_castsi256_si128(last));
+        _mm_storeu_si128((__m128i *)(out + 24), _mm256_extracti128_si256(first, 1));
+        _mm_storel_epi64((__m128i *)(out + 40), _mm256_extracti128_si256(last, 1));
+    }
+    rgb_plain(luma + x, blue + x, red + x, width - x, out);
+}
+#endif
+
+typedef void Rgb(const uint8_t *, const uint8_t *, const uint8_t *, int, uint8_t *);
+
+static Rgb *rgb_here(void) {
+#ifdef AVX2
+    if (__builtin_cpu_supports("avx2")) return rgb_avx2;
+#endif
+    return rgb_plain;
 }
 
 /* 3/4 of the nearer row and 1/4 of the other, times 4; with one row alone: that row. */
@@ -152,6 +134,7 @@ static const uint8_t *upsampled(const Plane *plane, int h, int v, int y, Box par
 
 int jpeg_pixels(const Plane planes[COMPONENTS], int count, int h, int v, Box part, uint8_t *out) {
     int width = part.right - part.left;
+    Rgb *to_rgb = rgb_here();
     size_t room = (size_t)width + 2 * SLACK;
     int16_t *sums = malloc(room * sizeof *sums);
     uint8_t *wide = malloc(2 * room);

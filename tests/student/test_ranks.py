@@ -3,7 +3,9 @@
 import itertools
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,6 +72,48 @@ def test_without_torchrun_a_process_is_alone_and_half_of_torchrun_is_refused():
         joined(CPU, half),
     ):
         pass
+
+
+RANK = """
+import sys
+import torch
+from student.ranks import joined
+try:
+    with joined(torch.device("cpu")) as ranks:
+        ranks.agree()
+        if ranks.number == 0:
+            raise ValueError("an image is broken")
+        ranks.agree()
+except Exception as error:
+    print(type(error).__name__, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_rank_that_fails_lets_all_others_know_though_it_and_they_live_on():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=REPOSITORY,
+            env=os.environ | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(3)
+    ]  # fmt: skip
+    try:
+        for rank, expected in zip(ranks, ("ValueError", "RankLost", "RankLost"), strict=True):
+            assert select.select([rank.stdout], [], [], 60)[0], "it still waits"
+            assert rank.stdout.readline().strip() == expected
+        assert [rank.poll() for rank in ranks] == [None] * 3
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
 
 
 @pytest.fixture

@@ -51,6 +51,16 @@ def test_logits_are_those_of_the_plain_network_on_normalised_images(tmp_path):
     assert teacher.weights_sha256 == weights_sha256(plain)
 
 
+def test_the_head_never_computes_in_tf32_and_the_setting_is_left_as_it_was():
+    teacher, seen = load(model="mobilenetv3_small_050", pretrained=False), []
+    head = teacher.members[0].network.conv_head  # a convolution in the head
+    head.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    teacher.logits(pixels())
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_a_checkpoint_is_a_state_dict_bare_or_wrapped(tmp_path, wrapper):
     state = network().state_dict()
