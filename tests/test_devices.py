@@ -38,8 +38,8 @@ from teacher_cache.pinned import Pin
 from teacher_cache.recipe import parse_recipe
 from teacher_cache.renderers import CenterRenderer
 from teacher_cache.shared_bytes import SharedBytes
+from teacher_cache.slab import read_slab
 from teacher_cache.stopwatch import Stopwatch
-from teacher_cache.store import read_slab
 from teacher_cache.topk import answers, top_k
 
 pytestmark = pytest.mark.filterwarnings(
