@@ -1,7 +1,4 @@
-"""The one-off job: every missing tile rendered, shown to the teacher, and committed.
-
-B rows of a batch, G views of a tile, K kept classes, T temperatures.
-"""
+"""The one-off job: every missing tile rendered, shown to the teacher, and committed."""
 
 import socket
 import time
@@ -11,26 +8,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-import numpy as np
 import torch
-from torch.nn.functional import pad
 
-from teacher_cache.errors import CacheError
-from teacher_cache.images import ImageIndex, ImagesError
-from teacher_cache.layout import ROWS_PER_CHECK
+from teacher_cache.images import ImageIndex
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, ViewRenderer, rendered
 from teacher_cache.machine import processor
 from teacher_cache.progress import Job, Progress
 from teacher_cache.recipe import CacheRecipe
+from teacher_cache.records import BatchRecords, ask, block_of
 from teacher_cache.stopwatch import Stopwatch
-from teacher_cache.store import (
-    Block,
-    Cache,
-    write_block,
-)
+from teacher_cache.store import Cache, write_block
 from teacher_cache.teacher import Teacher
-from teacher_cache.topk import Answers, TopK, answers
 from teacher_cache.work import Count, Work, take_tiles, tiles_come_free
 
 POLL_S = 0.5
@@ -114,12 +103,12 @@ def _fill(
     producer = _producer(teacher)
     yield count.progress(0)
     commit: Future[int] | None = None
-    answers: list[_Answer] = []
+    answers: list[BatchRecords] = []
     done, closing = 0, False
     for batch in _polled(stream, pace.watch):
         if batch is not None:
             with pace.watch.during("teacher"):
-                answers.append(_ask(teacher, batch, recipe, index))
+                answers.append(ask(teacher, batch, recipe, index))
             done += len(batch.request.rows) * len(work[0].views)
         is_whole = bool(answers) and len(answers) == len(work[0].requests)
         if not closing:
@@ -182,79 +171,16 @@ def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
         yield from tile.requests
 
 
-def _commit(cache: Cache, tile: Work, answers: "list[_Answer]", producer: Mapping[str, str]) -> int:
+def _commit(
+    cache: Cache, tile: Work, answers: list[BatchRecords], producer: Mapping[str, str]
+) -> int:
     try:
         return sum(
-            write_block(cache, _block(BlockId(view, tile.shard), g, answers), producer)
+            write_block(cache, block_of(BlockId(view, tile.shard), g, answers), producer)
             for g, view in enumerate(tile.views)
         )
     finally:
         tile.held.release()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answer:
-    """The teacher's records of one batch of rows, one TopK a view."""
-
-    rows: np.ndarray
-    topk: tuple[TopK, ...]
-    checks: dict[tuple[int, int], int]
-    unreadable: frozenset[int]
-
-
-def _ask(teacher: Teacher, batch: Rendered, recipe: CacheRecipe, index: ImageIndex) -> _Answer:
-    if batch.unreadable and not recipe.images.skip_unreadable:
-        row, reason = next(iter(batch.unreadable.items()))
-        raise ImagesError(
-            f"{index.root / index.keys[row]}: {reason}: repair or remove it, or set "
-            "images.skip_unreadable = true to leave such images out"
-        )
-    rows = batch.request.rows
-    padding = recipe.teacher.batch_size - len(rows)
-    absent = np.isin(rows, list(batch.unreadable))
-    asked = []  # all views before the first answer is fetched: no device is idle between them
-    for pixels_BHWC in batch.pixels_GBHWC:
-        full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else pixels_BHWC
-        logits_BC = teacher.logits(full)[: len(rows)]
-        asked.append(answers(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures))
-    topk = tuple(_without(_fetched(each, rows, index), absent) for each in asked)
-    return _Answer(rows, topk, batch.checks, frozenset(batch.unreadable))
-
-
-def _fetched(asked: Answers, rows: np.ndarray, index: ImageIndex) -> TopK:
-    finite = asked.finite_B.cpu().numpy()
-    if not finite.all():
-        raise CacheError(
-            f"the teacher's logits of {index.keys[rows[~finite][0]]} are not finite: its weights "
-            "or its arithmetic are broken; nothing of this tile was committed"
-        )
-    return asked.fetch()
-
-
-def _without(topk: TopK, absent_B: np.ndarray) -> TopK:
-    """Fill values in the absent rows."""
-    if absent_B.any():
-        topk.ids_BK[absent_B] = np.iinfo(topk.ids_BK.dtype).max
-        topk.logp_BK[absent_B] = np.nan
-        topk.tail_BT[absent_B] = np.nan
-    return topk
-
-
-def _block(block: BlockId, g: int, answers: list[_Answer]) -> Block:
-    topk = TopK(
-        np.concatenate([answer.topk[g].ids_BK for answer in answers]),
-        np.concatenate([answer.topk[g].logp_BK for answer in answers]),
-        np.concatenate([answer.topk[g].tail_BT for answer in answers]),
-    )
-    start = int(answers[0].rows[0])
-    check = np.zeros(-(-len(topk.ids_BK) // ROWS_PER_CHECK), np.uint32)
-    absent: set[int] = set()
-    for answer in answers:
-        absent |= answer.unreadable
-        for (view, row), crc in answer.checks.items():
-            if view == block.view:
-                check[(row - start) // ROWS_PER_CHECK] = crc
-    return Block(block, topk, check, tuple(sorted(absent)))
 
 
 def _renderer(index: ImageIndex, recipe: CacheRecipe) -> ViewRenderer:

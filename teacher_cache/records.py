@@ -1,0 +1,92 @@
+"""The teacher's records of a batch of rows, and the block that they make up.
+
+B rows of a batch, G views of a tile, K kept classes, T temperatures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.nn.functional import pad
+
+from teacher_cache.errors import CacheError
+from teacher_cache.images import ImageIndex, ImagesError
+from teacher_cache.layout import ROWS_PER_CHECK
+from teacher_cache.ledger import BlockId
+from teacher_cache.loader import Rendered
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.store import Block
+from teacher_cache.teacher import Teacher
+from teacher_cache.topk import Answers, TopK, answers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchRecords:
+    """The teacher's records of one batch of rows, one TopK a view."""
+
+    rows: np.ndarray
+    topk: tuple[TopK, ...]
+    checks: dict[tuple[int, int], int]
+    unreadable: frozenset[int]
+
+
+def ask(teacher: Teacher, batch: Rendered, recipe: CacheRecipe, index: ImageIndex) -> BatchRecords:
+    """Show a batch to the teacher, padded to the recipe's batch size.
+
+    Raises:
+        ImagesError: an unreadable image, unless `images.skip_unreadable`.
+        CacheError: logits that are not finite.
+    """
+    if batch.unreadable and not recipe.images.skip_unreadable:
+        row, reason = next(iter(batch.unreadable.items()))
+        raise ImagesError(
+            f"{index.root / index.keys[row]}: {reason}: repair or remove it, or set "
+            "images.skip_unreadable = true to leave such images out"
+        )
+    rows = batch.request.rows
+    padding = recipe.teacher.batch_size - len(rows)
+    absent = np.isin(rows, list(batch.unreadable))
+    asked = []  # all views before the first answer is fetched: no device is idle between them
+    for pixels_BHWC in batch.pixels_GBHWC:
+        full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else pixels_BHWC
+        logits_BC = teacher.logits(full)[: len(rows)]
+        asked.append(answers(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures))
+    topk = tuple(_without(_fetched(each, rows, index), absent) for each in asked)
+    return BatchRecords(rows, topk, batch.checks, frozenset(batch.unreadable))
+
+
+def _fetched(asked: Answers, rows: np.ndarray, index: ImageIndex) -> TopK:
+    finite = asked.finite_B.cpu().numpy()
+    if not finite.all():
+        raise CacheError(
+            f"the teacher's logits of {index.keys[rows[~finite][0]]} are not finite: its weights "
+            "or its arithmetic are broken; nothing of this tile was committed"
+        )
+    return asked.fetch()
+
+
+def _without(topk: TopK, absent_B: np.ndarray) -> TopK:
+    """Fill values in the absent rows."""
+    if absent_B.any():
+        topk.ids_BK[absent_B] = np.iinfo(topk.ids_BK.dtype).max
+        topk.logp_BK[absent_B] = np.nan
+        topk.tail_BT[absent_B] = np.nan
+    return topk
+
+
+def block_of(block: BlockId, g: int, batches: Sequence[BatchRecords]) -> Block:
+    """The block that batches of consecutive rows make up, of their `g`-th view."""
+    topk = TopK(
+        np.concatenate([batch.topk[g].ids_BK for batch in batches]),
+        np.concatenate([batch.topk[g].logp_BK for batch in batches]),
+        np.concatenate([batch.topk[g].tail_BT for batch in batches]),
+    )
+    start = int(batches[0].rows[0])
+    check = np.zeros(-(-len(topk.ids_BK) // ROWS_PER_CHECK), np.uint32)
+    absent: set[int] = set()
+    for batch in batches:
+        absent |= batch.unreadable
+        for (view, row), crc in batch.checks.items():
+            if view == block.view:
+                check[(row - start) // ROWS_PER_CHECK] = crc
+    return Block(block, topk, check, tuple(sorted(absent)))
