@@ -125,8 +125,9 @@ def decode_with(engine: Engine, data: bytes, views: Sequence[View] | None = None
 def _plain_jpeg(data: bytes, views: Sequence[View] | None) -> Picture | None:
     """A baseline JPEG by the compiled decoder, or None for Pillow to read it, or to say why not.
 
-    Pillow refuses a JPEG whose data end too early, wherever that is; with an end marker behind them
-    it never does. So a file without one is Pillow's.
+    Pillow refuses a JPEG whose data end too early, or hold what is neither bits nor a restart,
+    wherever that is. So a file without an end marker is Pillow's, and so is one in which the
+    compiled decoder meets anything odd before it, also below the part.
     """
     size = native.jpeg_size(data)
     if size is None or size[0] * size[1] > PIXEL_LIMIT or not _ends(data):

@@ -1,8 +1,8 @@
 /* The part of a plain baseline JPEG that is asked for, bit for bit as libjpeg-turbo decodes it.
  *
  * Entropy coding has no shortcuts, so bits are read from the start; but blocks outside the part are
- * only skipped over, and nothing below it is read. Whatever is odd in the bits ends in 0, for Pillow
- * to judge. ITU-T T.81, annex F.
+ * only skipped over, and below it nothing but markers is looked for. Whatever is odd ends in 0, for
+ * Pillow to judge. ITU-T T.81, annex F.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -177,7 +177,7 @@ INLINE int read_block(Bits *b, const Component *c, const Slots *slots, int *dc,
     if (last < 0) return 0;
     if (last > 0) return slots->block(block, c->quant, out, stride);
     int level = *dc * c->quant[0];
-    if (level < -LARGEST_COLUMN || level > LARGEST_COLUMN) return 0;
+    if (level < -LARGEST_COLUMNS || level > LARGEST_COLUMNS) return 0;
     int flat = ((level + 4) >> 3) + 128;
     flat = flat < 0 ? 0 : flat > 255 ? 255 : flat;
     for (int y = 0; y < BLOCK_SIDE; y++) memset(out + y * stride, flat, BLOCK_SIDE);
@@ -245,6 +245,17 @@ static int read_unit(Bits *bits, const Jpeg *jpeg, int column, int row, int dc[C
     return left_over(&b) >= 0;
 }
 
+/* Whether from `at` on nothing but bits and restart markers come before the end marker: whatever else
+ * stands there may make Pillow refuse the file, wherever the part is. */
+static int ends_plainly(const uint8_t *at, const uint8_t *end) {
+    while ((at = memchr(at, 0xFF, (size_t)(end - at))) && end - at >= 2) {
+        if (at[1] == 0xD9) return 1;
+        if (at[1] != 0 && (at[1] & 0xF8) != 0xD0) return 0;
+        at += 2;
+    }
+    return 0;
+}
+
 static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS], uint8_t *buffer) {
     Bits bits = segment(jpeg->scan, jpeg->end, buffer);
     Slots slots = slots_here();
@@ -264,7 +275,7 @@ static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS], uint8_t 
             }
             if (!read_unit(&bits, jpeg, column, row, dc, planes, &slots)) return 0;
         }
-    return 1;
+    return ends_plainly(bits.marker, jpeg->end);
 }
 
 /* The blocks of a component that the pixels of `part` depend on: for chroma that is sampled more

@@ -7,9 +7,10 @@
 
 enum { BLOCK_SIDE = 8, BLOCK_SIZE = 64, COMPONENTS = 3 };
 
-/* Sum of a column's dequantised coefficients, in magnitude: beyond it libjpeg-turbo's 16-bit sums
- * might saturate. No photograph comes near. */
-enum { LARGEST_COLUMN = 5700 };
+/* Sum of the dequantised coefficients of columns x and x + 4, in magnitude: beyond it sums that
+ * libjpeg-turbo keeps in 16 bits might saturate in its first pass, or wrap in its second, which adds
+ * such columns. No photograph comes near. */
+enum { LARGEST_COLUMNS = 5700 };
 
 /* How many bits the tables look at. */
 enum { CODE_BITS = 9, LOOK_BITS = 11, DC_BITS = 10 };
@@ -70,7 +71,7 @@ int jpeg_huffman(Huffman *table, const uint8_t counts[16], const uint8_t *symbol
 void jpeg_tables(Jpeg *jpeg); /* `differences` and `steps` of all components */
 
 /* Coefficients and quantisation by jpeg_slot, both aligned to 32 bytes -> samples; 0 for what is
- * beyond LARGEST_COLUMN. */
+ * beyond LARGEST_COLUMNS. */
 typedef int JpegBlock(const int16_t *coefficients, const int16_t *quant, uint8_t *out,
                       ptrdiff_t stride);
 JpegBlock *jpeg_block_here(void);

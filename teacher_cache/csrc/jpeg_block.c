@@ -68,8 +68,8 @@ static int block_plain(const int16_t *coefficients, const int16_t *quant, uint8_
         Row sign = v[y] >> 31;
         sum += (v[y] ^ sign) - sign;
     }
-    for (int x = 0; x < BLOCK_SIDE; x++)
-        if (sum[x] > LARGEST_COLUMN) return 0;
+    for (int x = 0; x < BLOCK_SIDE / 2; x++)
+        if (sum[x] + sum[x + BLOCK_SIDE / 2] > LARGEST_COLUMNS) return 0;
     transform(v, CONSTANT_BITS - PASS_BITS);
     transpose(v);
     transform(v, CONSTANT_BITS + PASS_BITS + 3);
@@ -159,7 +159,8 @@ AVX2 static int block_avx2(const int16_t *coefficients, const int16_t *quant, ui
         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_abs_epi16(value), scale));
         pairs[i] = _mm256_mullo_epi16(value, scale);
     }
-    __m256i wild = _mm256_cmpgt_epi32(sum, _mm256_set1_epi32(LARGEST_COLUMN));
+    sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, _MM_SHUFFLE(2, 3, 0, 1))); /* x, x + 4 */
+    __m256i wild = _mm256_cmpgt_epi32(sum, _mm256_set1_epi32(LARGEST_COLUMNS));
     if (!_mm256_testz_si256(wild, wild)) return 0;
     const int first = CONSTANT_BITS - PASS_BITS, second = CONSTANT_BITS + PASS_BITS + 3;
     transform_avx2(pairs, _mm256_set1_epi32(1 << (first - 1)), first, v);

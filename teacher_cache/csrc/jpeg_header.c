@@ -62,7 +62,7 @@ static int read_frame(Jpeg *jpeg, const uint8_t *at, int size) {
     }
     Component *first = &jpeg->component[0];
     if (jpeg->count == 1) { /* one component is never interleaved, whatever its factors */
-        if (!first->h || !first->v) return 0;
+        if (!first->h || !first->v || first->h > 4 || first->v > 4) return 0;
         first->h = first->v = 1;
     }
     return (first->h == 1 && first->v == 1) || (first->h == 2 && (first->v == 1 || first->v == 2));
@@ -93,11 +93,15 @@ static int is_plain_colour(const Jpeg *jpeg, int jfif, int adobe) {
     return c[0].id == 1 && c[1].id == 2 && c[2].id == 3;
 }
 
+static int starts(const uint8_t *at, int length, const char *name) {
+    return (size_t)length >= strlen(name) && memcmp(at, name, strlen(name)) == 0;
+}
+
 int jpeg_parse(Jpeg *jpeg, const uint8_t *data, size_t size) {
-    const uint8_t *at = data + 2, *end = data + size;
-    int jfif = 0, adobe = -1;
     memset(jpeg, 0, offsetof(Jpeg, differences));
     if (size < 4 || data[0] != 0xFF || data[1] != 0xD8) return 0;
+    const uint8_t *at = data + 2, *end = data + size;
+    int jfif = 0, adobe = -1;
     for (;;) {
         if (end - at < 4 || at[0] != 0xFF) return 0;
         int marker = at[1], length = word(at + 2) - 2, ok = 1;
@@ -109,9 +113,13 @@ int jpeg_parse(Jpeg *jpeg, const uint8_t *data, size_t size) {
         else if (marker == DRI) {
             ok = length == 2;
             jpeg->restart = ok ? word(at) : 0;
-        } else if (marker == APP0) jfif |= length >= 14 && !memcmp(at, "JFIF", 5);
-        else if (marker == APP14 && length >= 12 && !memcmp(at, "Adobe", 5)) adobe = at[11];
-        else if (marker == SOS) {
+        } else if (marker == APP0 && starts(at, length, "JFIF")) {
+            ok = length >= 14; /* Pillow refuses some that are shorter */
+            jfif |= ok && at[4] == 0;
+        } else if (marker == APP14 && starts(at, length, "Adobe")) {
+            ok = length >= 12;
+            adobe = ok ? at[11] : adobe;
+        } else if (marker == SOS) {
             jpeg->scan = at + length;
             jpeg->end = end;
             return read_scan(jpeg, at, length) && is_plain_colour(jpeg, jfif, adobe);

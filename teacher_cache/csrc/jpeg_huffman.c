@@ -11,8 +11,8 @@ int jpeg_huffman(Huffman *table, const uint8_t counts[16], const uint8_t *symbol
     memcpy(table->counts, counts, sizeof table->counts);
     for (int length = 1; length <= 16; length++, code <<= 1) {
         table->offset[length] = next - code;
-        for (int i = 0; i < counts[length - 1]; i++, code++, next++) {
-            if (code >= (1 << length) - 1) return 0; /* too many, or the code of all ones */
+        for (int i = 0; i < table->counts[length - 1]; i++, code++, next++) {
+            if (next == 256 || code >= (1 << length) - 1) return 0; /* too many, or the code of all ones */
             if (is_dc && symbols[next] > MOST_DC_BITS) return 0;
             table->symbols[next] = symbols[next];
             int spare = CODE_BITS - length;

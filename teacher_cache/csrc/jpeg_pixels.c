@@ -1,5 +1,4 @@
-/* Coefficients -> samples -> pixels, in libjpeg's integers: its accurate inverse DCT (Loeffler,
- * Ligtenberg and Moschytz 1989), its triangle filter for chroma, its YCbCr of JFIF. */
+/* Samples -> pixels, in libjpeg's integers: its triangle filter for chroma, its YCbCr of JFIF. */
 #include <stdlib.h>
 #include <string.h>
 

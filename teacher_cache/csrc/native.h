@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-/* Hot functions are compiled twice where the loader can choose by processor: plain and AVX2. The two
+/* Hot functions are compiled twice where the loader can choose by processor: plain and AVX2. The
  * hottest are written twice. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(RETORT_PLAIN)
 #define HOT __attribute__((target_clones("avx2", "default")))

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -122,15 +123,97 @@ def test_a_damaged_jpeg_gives_what_pillow_gives(gray):
             )
         if number % 5 == 0:
             del data[generator.randrange(20, len(data)) :]
-        outcomes = []
-        for engine in (COMPILED, PILLOW):
-            try:
-                outcomes.append(decode_with(engine, bytes(data)).pixels)
-            except UnreadableImage as error:
-                outcomes.append(str(error))
-        assert np.array_equal(*outcomes), number
-        refused += isinstance(outcomes[0], str)
+        refused += isinstance(same_as_pillow(bytes(data)), str)
     assert 0 < refused < 400
+
+
+def same_as_pillow(data):
+    """Pixels, or why there are none: of the whole, and whether a part at the top is given."""
+    top = replace(sample_view(BUSY, seed=0, key="a", view=0), crops=((1 << 29, 1 << 18, 0, 0),))
+    outcomes, refused = [], []
+    for engine in (COMPILED, PILLOW):
+        try:
+            outcomes.append(decode_with(engine, data).pixels)
+            refused.append(False)
+        except UnreadableImage as error:
+            outcomes.append(str(error))
+            refused.append(True)
+    assert np.array_equal(*outcomes)
+    try:
+        part = decode_with(COMPILED, data, [top])
+    except UnreadableImage as error:
+        assert outcomes[1] == str(error)
+    else:
+        assert not refused[1]
+        left, upper, right, lower = part.box_of(top)
+        box = Picture.of(outcomes[1]).box_of(top)
+        assert np.array_equal(
+            part.pixels[upper:lower, left:right], outcomes[1][box[1] : box[3], box[0] : box[2]]
+        )
+    return outcomes[1]
+
+
+ODD_MARKERS = {
+    "unknown": b"\xff\x02",
+    "reserved": b"\xff\xf0",
+    "a Huffman table cut short": b"\xff\xc4\x00\x05\x01\x02\x03",
+    "application data past the end": b"\xff\xe1\xff\xff",
+    "a restart": b"\xff\xd0",
+    "a second image": None,
+}
+
+
+@pytest.mark.parametrize("what", ODD_MARKERS)
+def test_what_stands_behind_the_bits_is_judged_by_pillow_wherever_the_part_is(what):
+    data = jpeg_of(64, 64, 1, gray=False, quality=80)
+    odd = ODD_MARKERS[what] or data
+    same_as_pillow(data[:-2] + odd + b"\xff\xd9")
+    cut = data[: len(data) - 400].removesuffix(b"\xff")
+    same_as_pillow(cut + odd + b"\xff\xd9")
+
+
+def test_one_odd_byte_below_the_part_is_found():
+    data = bytearray(jpeg_of(64, 64, 1, gray=False, quality=80))
+    data[data.rindex(b"\xff\x00") + 1] = 2
+    assert isinstance(same_as_pillow(bytes(data)), str)
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xe0\x00\x06JFIF",
+        b"\xff\xe0\x00\x08JFIF\0\1",
+        b"\xff\xee\x00\x07Adobe",
+        b"\xff\xee\x00\x02",
+    ],
+)
+def test_short_segments_are_judged_by_pillow(segment):
+    data = jpeg_of(64, 48, 0, gray=False)
+    at = data.index(b"\xff\xe0")
+    behind = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    same_as_pillow(data[:at] + segment + data[behind:])
+
+
+@pytest.mark.parametrize("factors", [0x63, 0xFF, 0x44, 0x22])
+def test_a_gray_jpegs_sampling_factors_are_judged_by_pillow(factors):
+    data = bytearray(jpeg_of(64, 48, 0, gray=True))
+    data[data.index(b"\xff\xc0") + 11] = factors
+    same_as_pillow(bytes(data))
+
+
+def test_coefficients_beyond_libjpegs_16_bits_are_left_to_pillow():
+    taken = 0
+    for seed in range(120):
+        generator = np.random.default_rng(seed)
+        amplitude = int(generator.choice([4, 8, 16, 32]))
+        noise = np.clip(128 + generator.integers(-amplitude, amplitude + 1, (16, 16)), 0, 255)
+        rows = np.tile(noise[:1], (16, 1)) if seed % 2 else noise
+        data = encoded(Image.fromarray(rows.astype(np.uint8)), "JPEG", qtables=[[1] * 64])
+        at = data.index(b"\xff\xdb") + 5
+        wild = data[:at] + bytes(generator.integers(1, 256, 64).tolist()) + data[at + 64 :]
+        taken += native.jpeg_decode(wild, np.empty((16, 16, 3), np.uint8), 0, 0)
+        same_as_pillow(wild)
+    assert 0 < taken < 120
 
 
 @settings(max_examples=200, deadline=None)

@@ -48,7 +48,12 @@ RANK = (
     + """
 from teacher_cache.shared_slab import SharedSlabs
 name, rank, ranks = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-resting = kilobytes("smaps_rollup", "Pss"), kilobytes("status", "VmRSS")
+
+def own_share():
+    # without files: a library's pages are shared with whatever else runs at the time
+    return sum(kilobytes("smaps_rollup", part) for part in ("Pss_Anon", "Pss_Shmem"))
+
+resting = own_share(), kilobytes("status", "VmRSS")
 forget_peak()
 records, slabs = 0, []
 with SharedSlabs(name, local_rank=rank, local_world_size=ranks) as shared:
@@ -60,7 +65,7 @@ with SharedSlabs(name, local_rank=rank, local_world_size=ranks) as shared:
             records += len(array) * bool(array.sum(dtype="f4"))  # every page is touched
         del array, slab
     input(json.dumps({"records": records}) + "\\n")
-    share = kilobytes("smaps_rollup", "Pss") - resting[0]
+    share = own_share() - resting[0]
     peak = kilobytes("status", "VmHWM") - resting[1]
     input(json.dumps({"share": 1024 * share, "peak": 1024 * peak}) + "\\n")
 """
