@@ -12,8 +12,7 @@ from student.recipe import StudentRecipe
 from teacher_cache.errors import CacheError, MissingRecords, ReplayRefused
 from teacher_cache.images import ImageIndex
 from teacher_cache.loader import ViewRenderer
-from teacher_cache.pixels import require_same_sample
-from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
+from teacher_cache.pixels import require_pixels_of
 from teacher_cache.store import Cache, absent_rows
 
 
@@ -100,12 +99,7 @@ def replayed_data(
         CacheError: a temperature whose tails the cache does not hold.
     """
     cached = cache.manifest.parsed_recipe()
-    try:
-        cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
-    except ReplayRefused:
-        if not accept_pixel_libraries:
-            raise
-        require_same_sample(cache, index)
+    require_pixels_of(cache, index, accept_pixel_libraries=accept_pixel_libraries)
     _require_same_views(recipe, cache)
     epochs, views = recipe.schedule.epochs, cache.view_count
     if epochs > views and not recipe.views.reuse and follow_timeout_s is None:

@@ -2,10 +2,10 @@
 
 from importlib.metadata import version
 
-from teacher_cache.errors import CacheError, ReplayRefused
+from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
 from teacher_cache.manifest import Manifest
-from teacher_cache.pixels import require_same_sample
+from teacher_cache.pixels import require_pixels_of
 from teacher_cache.place import Root, place_of
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
@@ -45,12 +45,7 @@ def open_or_create(
             f"cache {root} was made otherwise: " + "; ".join(differing) + ": use the same recipe, "
             "data and weights to continue it, or another --out"
         )
-    try:
-        cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
-    except ReplayRefused:
-        if not accept_pixel_libraries:
-            raise
-        require_same_sample(cache, index)
+    require_pixels_of(cache, index, accept_pixel_libraries=accept_pixel_libraries)
     if recipe.views.count < cache.view_count:
         raise CacheError(
             f"cache {root} holds {cache.view_count} views, the recipe asks for "

@@ -6,6 +6,7 @@ from teacher_cache.errors import MissingRecords, ReplayRefused
 from teacher_cache.images import ImageIndex
 from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Request, ViewRenderer, render_here
+from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
 from teacher_cache.slab import read_slab
 from teacher_cache.store import Cache, checked_row, complete_views
 
@@ -14,8 +15,28 @@ SAMPLED_ROWS = 64
 """A view: 512 pictures in all, of every kind of augmentation."""
 
 
-def require_same_sample(cache: Cache, index: ImageIndex) -> int:
-    """Render a sample of checked rows and compare; how many there were.
+def require_pixels_of(cache: Cache, index: ImageIndex, *, accept_pixel_libraries: bool) -> None:
+    """Refuse to render for a cache whose pixels other libraries made.
+
+    Args:
+        cache: whose manifest names the libraries.
+        index: its images.
+        accept_pixel_libraries: where they differ, compare a sample of pictures instead.
+
+    Raises:
+        ReplayRefused: other pixel libraries, or, where they are accepted, other pixels.
+        MissingRecords: they are accepted, but there is no complete view to sample from.
+    """
+    try:
+        cache.manifest.require_same_pixels(PIXEL_ENGINE, pixel_libraries())
+    except ReplayRefused:
+        if not accept_pixel_libraries:
+            raise
+        _require_same_sample(cache, index)
+
+
+def _require_same_sample(cache: Cache, index: ImageIndex) -> None:
+    """Render a sample of checked rows and compare.
 
     Raises:
         ReplayRefused: a row whose pixels differ.
@@ -47,4 +68,3 @@ def require_same_sample(cache: Cache, index: ImageIndex) -> int:
             f"{len(differing)} of {compared} sampled pictures are not those the teacher saw "
             f"(first: {differing[0]}): install the cache's pixel libraries, or fill a new cache"
         )
-    return compared
