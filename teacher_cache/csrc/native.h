@@ -29,27 +29,6 @@ typedef struct {
     int left, top, right, bottom;
 } Box;
 
-typedef uint8_t Bytes16 __attribute__((vector_size(16)));
-typedef int32_t Ints4 __attribute__((vector_size(16)));
-
-/* Pixel n of the five in 16 bytes; the fourth lane is 0. */
-INLINE Ints4 pixel_of(Bytes16 bytes, int n) {
-    const Bytes16 zero = {0};
-    const uint8_t r = (uint8_t)(CHANNELS * n), g = (uint8_t)(r + 1), b = (uint8_t)(r + 2);
-    return (Ints4)__builtin_shuffle(
-        bytes, zero,
-        (Bytes16){r, 16, 16, 16, g, 16, 16, 16, b, 16, 16, 16, 16, 16, 16, 16});
-}
-
-/* Four lanes, clipped to 0..255, as the first four bytes. */
-INLINE Bytes16 levels_of(Ints4 lanes) {
-    lanes &= ~(lanes >> 31);
-    Ints4 over = lanes > 255;
-    lanes = (lanes & ~over) | (over & 255);
-    const Bytes16 lowest = {0, 4, 8, 12};
-    return __builtin_shuffle((Bytes16)lanes, lowest);
-}
-
 /* resize.c: 0, or -1 without memory */
 enum { FILTER_BOX, FILTER_BILINEAR, FILTER_BICUBIC, FILTERS };
 int resize_crop(const uint8_t *image, int width, Box crop, uint8_t *out, int size,
