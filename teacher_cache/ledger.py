@@ -1,19 +1,28 @@
-"""The ledger: one small JSON a committed block. What it does not name does not exist.
+"""The ledger: one small JSON file for everything that exists in a cache besides its manifest.
 
-An entry lists the files of the block with sizes and CRC-32C, so that a reader trusts neither the
-file system nor Zarr's reading of a missing shard as fill values, and who computed it. It carries a
-CRC-32C of itself.
+What the ledger does not name does not exist. There are four kinds of entries:
+
+    ledger/<view>/<shard>.json     a block: the records of one shard of rows in one view
+    ledger/source/<shard>.json     what the teacher read: the CRC-32C of each image, absent rows
+    ledger/views/<count>.json      views were appended, so that the cache has <count> of them
+    ledger/sample.json             what the teacher said of a sample before the first block
+
+Every entry names the cache it belongs to, by the cache's random id and the digest of its manifest,
+and ends in a SHA-256 of itself. An entry that names files gives the size and the SHA-256 of each:
+a checksum such as CRC-32C would not do, because a shard ends every chunk in its own CRC-32C, and
+the CRC-32C of data that ends in its own CRC-32C depends on the data's length alone.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
+from teacher_cache.bounded_json import read_object
 
-from teacher_cache.errors import DamagedRecords
-from teacher_cache.place import Root, place_of
+MOST_ENTRY_BYTES = 64 << 20
+"""No entry is longer: a source entry may list every row of its shard as absent."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,103 +34,238 @@ class BlockId:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
-    """One file of a block: its path below the cache, its bytes' count and checksum."""
+class Owner:
+    """Which cache an entry belongs to."""
 
-    path: str
-    size: int
-    crc32c: int
+    cache_id: str
+    """The random id in the cache's manifest."""
+    manifest_sha256: str
+    """The digest of that manifest."""
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerEntry:
+class StoredFile:
+    """One file that an entry names: its key, how many bytes it has, and their SHA-256."""
+
+    key: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, key: str, data: bytes) -> "StoredFile":
+        """The file that holds these bytes."""
+        return cls(key, len(data), sha256_of(data))
+
+    def damage(self, data: bytes | None) -> str | None:
+        """What is wrong with the bytes found (None: no such file); None where nothing is."""
+        if data is None:
+            return "is missing"
+        if len(data) != self.size:
+            return f"has {len(data)} bytes, {self.size} were committed"
+        return None if sha256_of(data) == self.sha256 else "is not what was committed"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEntry:
     """What was committed for one block."""
 
+    owner: Owner
     block: BlockId
     files: tuple[StoredFile, ...]
-    absent_rows: tuple[int, ...]
-    """Rows whose image could not be read; their records are fill values and never used."""
+    source_sha256: str
+    """Of the shard's file of image checksums: which images these records are of."""
     producer: Mapping[str, str]
     """Device model, library versions, host: who computed the records."""
+    tables: Mapping[str, str]
+    """SHA-256 of every file besides the manifest that is needed to decode the records."""
 
 
-def crc32c_of(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of some bytes."""
-    return int(google_crc32c.value(data))
+@dataclass(frozen=True, slots=True)
+class SourceEntry:
+    """Which images the rows of one shard are."""
+
+    owner: Owner
+    shard: int
+    file: StoredFile
+    absent_rows: tuple[int, ...]
+    """Rows whose bytes are no image; their records are fill values and are never used."""
+    producer: Mapping[str, str]
 
 
-def entry_key(block: BlockId) -> str:
+def sha256_of(data: bytes) -> str:
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def block_key(block: BlockId) -> str:
     """Where the entry of a block lies, below the cache."""
     return f"ledger/{block.view}/{block.shard}.json"
 
 
-def is_committed(root: Root, block: BlockId) -> bool:
-    """Whether the ledger names the block."""
-    return place_of(root).exists(entry_key(block))
+def source_key(shard: int) -> str:
+    """Where the entry of a shard's images lies, below the cache."""
+    return f"ledger/source/{shard}.json"
 
 
-def committed_blocks(root: Root) -> set[BlockId]:
-    """Every block that the ledger names."""
+def views_key(count: int) -> str:
+    """Where the entry lies that says that the cache has so many views."""
+    return f"ledger/views/{count}.json"
+
+
+SAMPLE_KEY = "ledger/sample.json"
+
+
+def blocks_in(keys: Iterable[str]) -> set[BlockId]:
+    """The blocks whose entries are among some keys."""
     found = set()
-    for key in place_of(root).keys("ledger"):
-        _, _, place = key.partition("/")
-        view, _, shard = place.removesuffix(".json").partition("/")
-        if view.isdigit() and shard.isdigit() and key.endswith(".json"):
-            found.add(BlockId(int(view), int(shard)))
+    for key in keys:
+        match key.split("/"):
+            case ("ledger", view, name) if is_number(view) and name.endswith(".json"):
+                shard = name.removesuffix(".json")
+                if is_number(shard):
+                    found.add(BlockId(int(view), int(shard)))
     return found
 
 
-def read_entry(root: Root, block: BlockId) -> LedgerEntry | None:
-    """The entry of a block, or None where it is not committed.
-
-    Raises:
-        DamagedRecords: an entry that is not what `encode_entry` made.
-    """
-    data = place_of(root).read(entry_key(block))
-    if data is None:
-        return None
-    try:
-        return decode_entry(data, block)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedRecords(
-            f"ledger entry {root}/{entry_key(block)} is damaged ({error}): run `verify-cache "
-            f"{root} --repair`, then the same cache-teacher command, which computes just this "
-            "block anew"
-        ) from None
+def numbers_in(keys: Iterable[str], folder: str) -> set[int]:
+    """The numbers of `ledger/<folder>/<number>.json` among some keys."""
+    names = (
+        key.removeprefix(f"ledger/{folder}/").removesuffix(".json")
+        for key in keys
+        if key.startswith(f"ledger/{folder}/") and key.endswith(".json")
+    )
+    return {int(name) for name in names if is_number(name)}
 
 
-def encode_entry(entry: LedgerEntry) -> bytes:
-    """The bytes of an entry, with their own checksum."""
+def is_number(text: str) -> bool:
+    """Whether it is a whole number from 0 on, spelled as this format spells them."""
+    return text.isascii() and text.isdigit() and len(text) < 10 and str(int(text)) == text
+
+
+def seal(kind: str, owner: Owner, content: Mapping[str, Any]) -> bytes:
+    """The bytes of an entry of any kind, with their own digest."""
     document: dict[str, Any] = {
-        "view": entry.block.view,
-        "shard": entry.block.shard,
-        "files": {f.path: {"size": f.size, "crc32c": f"{f.crc32c:08x}"} for f in entry.files},
-        "absent_rows": list(entry.absent_rows),
-        "producer": dict(entry.producer),
+        "kind": kind,
+        "cache": owner.cache_id,
+        "manifest": owner.manifest_sha256,
+        **content,
     }
-    document["entry_crc32c"] = f"{crc32c_of(_canonical(document)):08x}"
+    document["entry_sha256"] = sha256_of(_canonical(document))
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
-def decode_entry(data: bytes, block: BlockId) -> LedgerEntry:
-    """The inverse of `encode_entry`.
+def unseal(data: bytes, kind: str) -> tuple[Owner, dict[str, Any]]:
+    """The inverse of `seal`: whose entry it is, and its content.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not the bytes of an undamaged entry of this kind.
+    """
+    document = read_object(data, at_most=MOST_ENTRY_BYTES)
+    stated = document.pop("entry_sha256")
+    if sha256_of(_canonical(document)) != stated:
+        raise ValueError("its own SHA-256 does not match")
+    if (found := document.pop("kind")) != kind:
+        raise ValueError(f"it is an entry of the kind {found!r}, not {kind!r}")
+    owner = Owner(_text(document.pop("cache")), _text(document.pop("manifest")))
+    return owner, document
+
+
+def encode_block(entry: BlockEntry) -> bytes:
+    """The bytes of a block's entry."""
+    content = {
+        "view": entry.block.view,
+        "shard": entry.block.shard,
+        "files": _files_document(entry.files),
+        "source": entry.source_sha256,
+        "tables": dict(entry.tables),
+        "producer": dict(entry.producer),
+    }
+    return seal("block", entry.owner, content)
+
+
+def decode_block(data: bytes, block: BlockId) -> BlockEntry:
+    """The inverse of `encode_block`.
 
     Raises:
         ValueError, KeyError, TypeError: they are not the bytes of this block's entry.
     """
-    document = json.loads(data)
-    if not isinstance(document, dict):
-        raise TypeError("it is no JSON object")
-    stated = document.pop("entry_crc32c")
-    if f"{crc32c_of(_canonical(document)):08x}" != stated:
-        raise ValueError("its own checksum does not match")
+    owner, document = unseal(data, "block")
     if (document["view"], document["shard"]) != (block.view, block.shard):
         raise ValueError(f"it speaks of view {document['view']}, shard {document['shard']}")
-    files = tuple(
-        StoredFile(path, int(f["size"]), int(f["crc32c"], 16))
-        for path, f in document["files"].items()
+    return BlockEntry(
+        owner,
+        block,
+        _files_of(document),
+        _text(document["source"]),
+        _texts(document["producer"]),
+        _texts(document["tables"]),
     )
-    return LedgerEntry(block, files, tuple(document["absent_rows"]), document["producer"])
+
+
+def encode_source(entry: SourceEntry) -> bytes:
+    """The bytes of a source entry."""
+    content = {
+        "shard": entry.shard,
+        "files": _files_document((entry.file,)),
+        "absent_rows": list(entry.absent_rows),
+        "producer": dict(entry.producer),
+    }
+    return seal("source", entry.owner, content)
+
+
+def decode_source(data: bytes, shard: int) -> SourceEntry:
+    """The inverse of `encode_source`.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not the bytes of this shard's entry.
+    """
+    owner, document = unseal(data, "source")
+    if document["shard"] != shard:
+        raise ValueError(f"it speaks of shard {document['shard']}")
+    (file,) = _files_of(document)
+    absent = document["absent_rows"]
+    if not isinstance(absent, list) or not all(type(row) is int and row >= 0 for row in absent):
+        raise TypeError("its absent rows are no list of row numbers")
+    return SourceEntry(owner, shard, file, tuple(absent), _texts(document["producer"]))
+
+
+def named_files(data: bytes) -> tuple[StoredFile, ...]:
+    """The files that an entry of a block or of a shard's images names.
+
+    Raises:
+        ValueError, KeyError, TypeError: the bytes are no undamaged entry of either kind.
+    """
+    document = read_object(data, at_most=MOST_ENTRY_BYTES)
+    return _files_of(unseal(data, "source" if document.get("kind") == "source" else "block")[1])
+
+
+def _files_document(files: Iterable[StoredFile]) -> dict[str, Any]:
+    return {file.key: {"size": file.size, "sha256": file.sha256} for file in files}
+
+
+def _files_of(document: Mapping[str, Any]) -> tuple[StoredFile, ...]:
+    files = document["files"]
+    if not isinstance(files, dict):
+        raise TypeError("its files are no JSON object")
+    found = []
+    for key, file in files.items():
+        size = file["size"]
+        if type(size) is not int or size < 0:
+            raise TypeError(f"the size of {key!r} is no number of bytes")
+        found.append(StoredFile(key, size, _text(file["sha256"])))
+    return tuple(found)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"it holds {type(value).__name__}, where text is expected")
+    return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError(f"it holds {type(value).__name__}, where a JSON object is expected")
+    return {name: _text(text) for name, text in value.items()}
 
 
 def _canonical(document: Mapping[str, Any]) -> bytes:
