@@ -12,7 +12,8 @@ def read_object(data: bytes, *, at_most: int) -> dict[str, Any]:
         at_most: how many bytes are read at all.
 
     Raises:
-        ValueError: longer than that, nested so deep that Python gives up, no JSON, no object, or a key twice in one object.
+        ValueError: longer than that, nested too deep for Python, no JSON, no object, or a key twice
+            in one object.
     """
     if len(data) > at_most:
         raise ValueError(f"it has {len(data)} bytes, at most {at_most} are expected")
