@@ -92,7 +92,7 @@ def decode_chunk(name: str, data: bytes, out: np.ndarray, encoding: Encoding) ->
     Raises:
         ValueError: bytes that are no such chunk.
     """
-    if name == "check":
+    if name in ("check", "source"):
         _copy_bytes(data, out)
     elif encoding is Encoding.PORTABLE:
         _decode_zstd(data, out)

@@ -1,4 +1,7 @@
-"""The shape of one view's records, on disk and in memory."""
+"""The shape of one view's records, on disk and in memory: what follows from a cache's manifest.
+
+The numbers that the format fixes stand here and nowhere else.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,8 +13,15 @@ import numpy as np
 from teacher_cache.encodings import Encoding
 
 RECORD_ARRAYS = ("ids", "logp", "tail", "check")
+SOURCE_ARRAY = "source"
 ROWS_PER_CHECK = 32
 """Row 32 j + (v mod 32) of view v is checked: 32 views check every image."""
+CHUNK_ROWS = 4096
+"""Rows of an inner chunk, where a shard has as many."""
+LARGEST_UINT16_ID = 65_534
+"""Class ids are uint16 up to this one; 65,535 is the fill value."""
+INDEX_BYTES_PER_CHUNK = 16
+"""A shard ends in (offset, length) of each of its chunks, and the CRC-32C of those pairs."""
 
 Memory = Callable[[int], np.ndarray]
 """From a number of bytes to as many: uint8 [bytes], writable."""
@@ -36,7 +46,38 @@ class Layout:
     @property
     def chunk_rows(self) -> int:
         """Rows of an inner chunk."""
-        return min(4096, self.rows_per_shard)
+        return min(CHUNK_ROWS, self.rows_per_shard)
+
+    @property
+    def shards(self) -> int:
+        """How many shards the rows are cut into."""
+        return -(-self.rows // self.rows_per_shard)
+
+    def rows_of(self, shard: int) -> range:
+        """The rows of one shard."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.rows))
+
+    def checks_of(self, shard: int) -> range:
+        """The entries of `check` that belong to one shard."""
+        rows = self.rows_of(shard)
+        return range(rows.start // ROWS_PER_CHECK, -(-rows.stop // ROWS_PER_CHECK))
+
+    @property
+    def ids_dtype(self) -> "np.dtype[Any]":
+        """The type of class ids: the smallest that leaves its largest value for absent rows."""
+        return np.dtype("<u2" if self.class_count <= LARGEST_UINT16_ID + 1 else "<u4")
+
+    def most_bytes(self, name: str) -> int:
+        """An upper bound of what one shard of an array weighs on disk.
+
+        Codecs may grow what they cannot compress, by some bytes a chunk and a small share.
+        """
+        entries = self.rows_per_shard // (ROWS_PER_CHECK if name == "check" else 1)
+        widths = {"ids": 4 * self.k, "logp": 2 * self.k, "tail": 2 * self.temperatures}
+        plain = entries * widths.get(name, 4)
+        chunks = self.rows_per_shard // self.chunk_rows
+        return plain + plain // 8 + chunks * (INDEX_BYTES_PER_CHUNK + 4096)
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +96,6 @@ class Layout:
     def _places(self) -> list[tuple[tuple[int, int], np.dtype[Any]]]:
         # a chunk's rows are a multiple of 32, so every array begins at a multiple of 64 bytes
         rows = -(-self.rows // self.chunk_rows) * self.chunk_rows
-        ids = np.dtype("<u2" if self.class_count <= 65_535 else "<u4")
         half, check = np.dtype("<f2"), np.dtype("<u4")
-        widths = ((self.k, ids), (self.k, half), (self.temperatures, half))
+        widths = ((self.k, self.ids_dtype), (self.k, half), (self.temperatures, half))
         return [((rows, k), dtype) for k, dtype in widths] + [((rows // ROWS_PER_CHECK, 1), check)]

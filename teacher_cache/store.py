@@ -6,42 +6,39 @@ specifies the format; teacher_cache/ledger.py says what of it exists.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from teacher_cache.arrays import (
-    encode_shard,
-    first_files,
-    grown,
-    quiet_zarr,
-    read_index,
-    shard_key,
-    views_described,
-)
+from teacher_cache.arrays import encode_shard, shard_key
+from teacher_cache.descriptions import description_key, descriptions, encoded_description
 from teacher_cache.encodings import stored_logp
-from teacher_cache.errors import CacheError
+from teacher_cache.errors import CacheError, DamagedRecords
 from teacher_cache.images import ImageIndex
-from teacher_cache.layout import (
-    RECORD_ARRAYS,
-    ROWS_PER_CHECK,
-    Layout,
-)
+from teacher_cache.index_files import index_documents, index_files, read_index
+from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, Layout
 from teacher_cache.ledger import (
+    MOST_ENTRY_BYTES,
+    BlockEntry,
     BlockId,
-    LedgerEntry,
+    Owner,
     StoredFile,
-    committed_blocks,
-    crc32c_of,
-    entry_key,
-    is_committed,
-    read_entry,
+    block_key,
+    blocks_in,
+    decode_block,
+    encode_block,
+    numbers_in,
+    seal,
+    unseal,
+    views_key,
 )
-from teacher_cache.manifest import Manifest
+from teacher_cache.manifest import MOST_BLOCKS, MOST_BYTES, Manifest
 from teacher_cache.place import Place, Root, place_of
+from teacher_cache.sources import Sources
 from teacher_cache.topk import TopK
+
+GROUP_KEY = "zarr.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,13 @@ class Cache:
     index: ImageIndex
     """The index as stored; its root is the cache's, so rebase it before reading images."""
     view_count: int
-    rows_per_shard: int
+    former_view_counts: frozenset[int]
+    """How many views it had before views were appended."""
+    layout: Layout
+    owner: Owner
+    """What every entry of its ledger names."""
+    sources: Sources = field(compare=False)
+    """Which images its rows are, by the bytes that the teacher read."""
 
     @property
     def store(self) -> Place:
@@ -62,25 +65,12 @@ class Cache:
 
     def blocks(self) -> list[BlockId]:
         """Every block of a full cache, views first: the order in which they are filled."""
-        shards = -(-len(self.index) // self.rows_per_shard)
-        return [BlockId(view, shard) for view in range(self.view_count) for shard in range(shards)]
+        shards = range(self.layout.shards)
+        return [BlockId(view, shard) for view in range(self.view_count) for shard in shards]
 
     def rows(self, shard: int) -> range:
         """The rows of one shard."""
-        start = shard * self.rows_per_shard
-        return range(start, min(start + self.rows_per_shard, len(self.index)))
-
-    def layout(self) -> Layout:
-        """The shape of one view's arrays."""
-        recipe = self.manifest.parsed_recipe()
-        return Layout(
-            rows=len(self.index),
-            rows_per_shard=self.rows_per_shard,
-            k=recipe.topk.k,
-            temperatures=len(recipe.topk.temperatures),
-            class_count=self.manifest.class_count,
-            encoding=recipe.storage.encoding,
-        )
+        return self.layout.rows_of(shard)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +81,6 @@ class Block:
     topk: TopK
     check: np.ndarray
     """uint32 [ceil(rows / 32)] CRC-32 of the checked rows' pixels."""
-    absent_rows: tuple[int, ...] = ()
 
 
 def checked_row(view: int, entry: int) -> int:
@@ -100,13 +89,16 @@ def checked_row(view: int, entry: int) -> int:
 
 
 def create_cache(root: Root, manifest: Manifest, index: ImageIndex) -> Cache:
-    """Create an empty cache, whole or not at all, or open the one that another process just made.
+    """Create an empty cache, or open the one that another process just made.
 
     Raises:
         CacheError: `root` exists and is not a cache.
     """
     root = root.resolve() if isinstance(root, Path) else root
-    place_of(root).create(first_files(manifest, index))
+    documents = descriptions(manifest.layout(), manifest.parsed_recipe().views.count)
+    files = {description_key(name): encoded_description(d) for name, d in documents.items()}
+    group = json.dumps(manifest.to_json(), indent=2).encode()
+    place_of(root).create({**files, **index_files(index), GROUP_KEY: group})
     return open_cache(root)
 
 
@@ -114,49 +106,141 @@ def open_cache(root: Root) -> Cache:
     """Open a cache for reading or filling.
 
     Raises:
-        CacheError: nothing there, no cache, or a damaged manifest or index.
+        CacheError: nothing there, no cache, a damaged manifest or index, or an array whose
+            description is not what the manifest says.
     """
-    manifest, index = read_origin(root)
-    # the fewest: a crash while views are appended may leave some arrays longer
-    view_count = min(views_described(root, name) for name in RECORD_ARRAYS)
-    rows_per_shard = int(manifest.recipe["storage"]["rows_per_shard"])
-    return Cache(root, manifest, index, view_count, rows_per_shard)
+    cache = open_undescribed(root)
+    if wrong := wrong_descriptions(cache):
+        raise DamagedRecords(
+            f"cache {root}: {wrong[0]} is not what the manifest describes, so that other readers "
+            f"would take its records for something else: run `verify-cache {root} --repair`, "
+            "which writes it anew and touches no record"
+        )
+    return cache
 
 
-def read_origin(root: Root) -> tuple[Manifest, ImageIndex]:
-    """What a cache was made from, and its images.
+def open_undescribed(root: Root) -> Cache:
+    """Open a cache whose arrays' `zarr.json` may be damaged: nothing is taken from them.
 
     Raises:
-        CacheError: nothing there, no cache, or a damaged manifest or index.
+        CacheError: nothing there, no cache, or a damaged manifest, index or views entry.
     """
-    group = place_of(root).read("zarr.json")
+    place = place_of(root)
+    group = place.read(GROUP_KEY, at_most=MOST_BYTES)
     if group is None:
         raise CacheError(
             f"{root}: no cache there; fill one with `cache-teacher RECIPE --data DIR --out {root}`"
         )
+    manifest = Manifest.from_json(group, source=str(root))
+    index = _stored_index(root, manifest)
+    layout, owner = manifest.layout(), manifest.owner
+    counts = {manifest.parsed_recipe().views.count, *_appended(root, owner)}
+    view_count = max(counts)
+    if view_count * layout.shards > MOST_BLOCKS:
+        raise DamagedRecords(f"cache {root}: {view_count} views are more than any cache can have")
+    sources = Sources(str(root), place, layout, owner)
+    former = frozenset(counts - {view_count})
+    return Cache(root, manifest, index, view_count, former, layout, owner, sources)
+
+
+def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
+    place = place_of(root)
     try:
-        manifest = Manifest.from_json(json.loads(group)["attributes"], source=str(root))
-        with quiet_zarr():
-            index = read_index(root)
+        index = read_index(Path(str(root)), place.read, place.path_of)
     except (ValueError, OSError, KeyError, TypeError) as error:
         if isinstance(error, CacheError):
             raise
         raise CacheError(
-            f"{root}: its manifest or index cannot be read as a cache's ({error}): restore "
-            "zarr.json, keys, labels, classes and class_ids from a copy, or from a new cache that "
-            "the same cache-teacher command starts elsewhere; the records stay"
+            f"{root}: its image index cannot be read ({error}): restore keys, labels, classes and "
+            "class_ids from a copy, or from a new cache that the same cache-teacher command "
+            "starts elsewhere; the records stay"
         ) from error
-    if index.digest() != manifest.index_digest:
-        raise CacheError(f"{root}: its image index is damaged: restore keys, labels and classes")
-    return manifest, index
+    if len(index) != manifest.image_count or index.digest() != manifest.index_digest:
+        raise CacheError(
+            f"{root}: its image index is damaged: restore keys, labels, classes and class_ids "
+            "from a copy, or from a new cache that the same cache-teacher command starts "
+            "elsewhere; the records stay"
+        )
+    return index
+
+
+def _appended(root: Root, owner: Owner) -> set[int]:
+    """The numbers of views that entries of the ledger give this cache."""
+    found = set()
+    for count in numbers_in(place_of(root).keys("ledger/views"), "views"):
+        key = views_key(count)
+        data = place_of(root).read(key, at_most=MOST_ENTRY_BYTES)
+        try:
+            theirs, document = unseal(data or b"", "views")
+            if document["views"] != count:
+                raise ValueError(f"it speaks of {document['views']!r} views")
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, CacheError):
+                raise
+            raise DamagedRecords(f"{root}/{key} is damaged ({error}): {_repair(root)}") from None
+        if theirs != owner:
+            raise DamagedRecords(f"{root}/{key} belongs to another cache: {_repair(root)}")
+        found.add(count)
+    return found
+
+
+def wrong_descriptions(cache: Cache) -> list[str]:
+    """The keys of the arrays' `zarr.json` that are not what the manifest describes.
+
+    After views were appended by a process that was killed, some may still give the former number.
+    """
+    wrong = []
+    for name, document in expected_descriptions(cache).items():
+        key = description_key(name)
+        data = cache.store.read(key, at_most=MOST_BYTES)
+        try:
+            found = json.loads(data) if data else None
+        except (ValueError, RecursionError):
+            found = None
+        counts = (cache.view_count, *cache.former_view_counts)
+        accepted = [_with_views(name, document, count) for count in counts]
+        if found not in accepted:
+            wrong.append(key)
+    return wrong
+
+
+def expected_descriptions(cache: Cache) -> dict[str, dict[str, object]]:
+    """The `zarr.json` of every array of a cache, by the array's name."""
+    return {**descriptions(cache.layout, cache.view_count), **index_documents(cache.index)}
+
+
+def restore_descriptions(cache: Cache) -> None:
+    """Write the arrays' `zarr.json` anew where they are not what they should be."""
+    for name, document in expected_descriptions(cache).items():
+        data = encoded_description(document)
+        if cache.store.read(description_key(name)) != data:
+            cache.store.replace(description_key(name), data)
+
+
+def _with_views(name: str, document: Mapping[str, object], count: int) -> dict[str, object]:
+    shape = document["shape"]
+    assert isinstance(shape, list)
+    return {**document, "shape": [count, *shape[1:]] if name in RECORD_ARRAYS else shape}
 
 
 def append_views(cache: Cache, view_count: int) -> Cache:
     """Make room for more views; what is there stays as it is. Safe to repeat after a crash."""
     if view_count > cache.view_count:
-        for name in RECORD_ARRAYS:
-            cache.store.update(f"{name}/zarr.json", partial(grown, view_count=view_count))
-    return open_cache(cache.root)
+        entry = seal("views", cache.owner, {"views": view_count})
+        cache.store.add(views_key(view_count), entry)
+    grown = open_undescribed(cache.root)
+    restore_descriptions(grown)
+    return grown
+
+
+def is_committed(root: Root, block: BlockId) -> bool:
+    """Whether the ledger names the block."""
+    return place_of(root).exists(block_key(block))
+
+
+def committed_blocks(root: Root) -> set[BlockId]:
+    """Every block that the ledger names."""
+    return blocks_in(place_of(root).keys("ledger"))
 
 
 def missing_blocks(cache: Cache) -> list[BlockId]:
@@ -171,6 +255,46 @@ def complete_views(cache: Cache) -> list[int]:
     return [view for view in range(cache.view_count) if view not in incomplete]
 
 
+def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
+    """The entry of a block, or None where it is not committed.
+
+    Raises:
+        DamagedRecords: an entry that is damaged, or another cache's.
+    """
+    key = block_key(block)
+    data = cache.store.read(key, at_most=MOST_ENTRY_BYTES)
+    if data is None:
+        return None
+    try:
+        entry = decode_block(data, block)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CacheError):
+            raise
+        raise DamagedRecords(
+            f"ledger entry {cache.root}/{key} is damaged ({error}): {_repair(cache.root)}"
+        ) from None
+    if entry.owner != cache.owner:
+        raise DamagedRecords(
+            f"ledger entry {cache.root}/{key} belongs to another cache "
+            f"({entry.owner.cache_id[:8]}, this one is {cache.owner.cache_id[:8]}): its records "
+            f"were copied here from there: {_repair(cache.root)}"
+        )
+    expected = {shard_key(name, block) for name in RECORD_ARRAYS}
+    if {file.key for file in entry.files} != expected:
+        raise DamagedRecords(
+            f"ledger entry {cache.root}/{key} names other files than those of its block: "
+            f"{_repair(cache.root)}"
+        )
+    return entry
+
+
+def _repair(root: Root) -> str:
+    return (
+        f"run `verify-cache {root} --repair`, then the same cache-teacher command, which computes "
+        "what is missing anew"
+    )
+
+
 def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     """Commit one block: encode its files, publish them, name them in the ledger.
 
@@ -180,32 +304,40 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
         How many bytes the files have; 0 where the block was committed before.
 
     Raises:
-        ValueError: records of another shape than the block's rows.
+        ValueError: records of another shape than the block's rows, or of images that no source
+            entry names yet.
         OSError, StoreError: it cannot be written; nothing is committed then.
     """
-    rows = cache.rows(block.id.shard)
+    shard = block.id.shard
+    rows = cache.rows(shard)
     if len(block.topk.ids_BK) != len(rows):
         raise ValueError(f"got {len(block.topk.ids_BK)} records, expected {len(rows)}")
+    source = cache.sources.of(shard)
+    if source is None:
+        raise ValueError(f"no source entry names the images of shard {shard}: commit it first")
     if is_committed(cache.root, block.id):
         return 0
-    logp = stored_logp(block.topk.logp_BK, cache.layout().encoding)
+    documents = descriptions(cache.layout, cache.view_count)
+    logp = stored_logp(block.topk.logp_BK, cache.layout.encoding)
     values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check)
+    places = (rows, rows, rows, cache.layout.checks_of(shard))
     files = {
-        shard_key(name, block.id): encode_shard(cache.root, block.id, rows, name, value)
-        for name, value in zip(RECORD_ARRAYS, values, strict=True)
+        shard_key(name, block.id): encode_shard(documents[name], name, block.id, place, value)
+        for name, place, value in zip(RECORD_ARRAYS, places, values, strict=True)
     }
-    stored = tuple(StoredFile(key, len(data), crc32c_of(data)) for key, data in files.items())
-    cache.store.publish(LedgerEntry(block.id, stored, block.absent_rows, producer), files)
+    stored = tuple(StoredFile.of(key, data) for key, data in files.items())
+    entry = BlockEntry(cache.owner, block.id, stored, source.sha256, producer, {})
+    cache.store.publish(block_key(block.id), encode_block(entry), files)
     return sum(file.size for file in stored)
 
 
-def drop_block(cache: Cache, block: BlockId) -> None:
-    """Forget a block and remove its files, so that the next cache-teacher computes it anew."""
-    cache.store.withdraw(entry_key(block), [shard_key(name, block) for name in RECORD_ARRAYS])
+def withdraw_block(cache: Cache, block: BlockId, folder: str) -> None:
+    """Take a block out, into quarantine, so that the next cache-teacher computes it anew."""
+    files = [shard_key(name, block) for name in RECORD_ARRAYS]
+    cache.store.withdraw(block_key(block), files, folder)
 
 
 def absent_rows(cache: Cache) -> frozenset[int]:
-    """Rows that some committed block marks as absent: their image could not be read."""
-    blocks = sorted(committed_blocks(cache.root))
-    entries = cache.store.in_order(partial(read_entry, cache.root), blocks)
-    return frozenset(row for entry in entries if entry for row in entry.absent_rows)
+    """Rows whose bytes are no image, as far as source entries say so today."""
+    return cache.sources.absent_rows()
+
