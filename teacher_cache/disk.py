@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import TypeVar
 
 from teacher_cache.durable import make_folder
@@ -141,12 +141,16 @@ class Disk:
 
     def _others(self, files: Mapping[str, bytes]) -> list[str]:
         """What lies in the folder that no creation has left there; a home is not searched."""
-        names = {path.name for path in self.root.iterdir()} - top_names(files)
-        return sorted(names) or sorted(
+        if names := {path.name for path in self.root.iterdir()} - top_names(files):
+            return sorted(names)
+        if strangers := [
             key
             for key, entry in self.tree.walk()
             if not (entry.is_file(follow_symlinks=False) and is_remnant(key, files))
-        )
+        ]:
+            return strangers
+        found = {key: self.tree.status(key) for key in files}
+        return [key for key, status in found.items() if status and S_ISDIR(status.st_mode)]
 
     def _holds(self, key: str, data: bytes) -> bool:
         status = self.tree.status(key)
