@@ -16,6 +16,7 @@ from teacher_cache.durable import make_folder, write_atomic
 from teacher_cache.errors import CacheError, UnexpectedFile
 from teacher_cache.ledger import BlockEntry, BlockId, Owner, StoredFile, block_key, encode_block
 
+REPOSITORY = Path(__file__).parents[2]
 BLOCK = BlockId(3, 7)
 KEY = block_key(BLOCK)
 FILES = {"ids/c.3.7.0": b"ids of 32 rows", "check/c.3.7": b"checks"}
@@ -322,7 +323,9 @@ def test_a_killed_creation_is_gone_on_with_whenever_it_was_killed(tmp_path):
             "sys.addaudithook(after)\n"
             f"Disk(Path(sys.argv[1])).create({FIRST!r})\n"
         )
-        done = subprocess.run([sys.executable, "-c", code, root, str(number - 1)], check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, root, str(number - 1)], cwd=REPOSITORY, check=False
+        )
         assert done.returncode == -signal.SIGKILL
         assert "zarr.json" not in files_in(root)
         (root / "labels").mkdir(exist_ok=True)
@@ -416,7 +419,11 @@ def test_sizes_are_those_of_the_files(disk):
 def in_process(code, root):
     """What a process of its own prints."""
     return subprocess.run(
-        [sys.executable, "-c", code, root], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code, root],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
     ).stdout.strip()
 
 

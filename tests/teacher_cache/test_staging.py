@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from test_disk import REPOSITORY
 
 from teacher_cache import staging
 from teacher_cache.disk import Disk
@@ -37,7 +38,7 @@ def holder(disk):
     """A process that holds the cache's lock until a byte is written to it."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, "cache-teacher", disk.root],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
     )  # fmt: skip
     try:
         assert process.stdout.readline() == "held\n"
