@@ -7,15 +7,18 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 from teacher_cache.errors import CacheError, DamagedRecords, StoreError
-from teacher_cache.lease import FOLDER, HEARTBEAT_S, LEASE_S, HeldObject, Writer, dead_keys
-from teacher_cache.ledger import LedgerEntry, crc32c_of, decode_entry, encode_entry, entry_key
+from teacher_cache.keys import MANIFEST, QUARANTINE, is_remnant, no_cache, parts_of
+from teacher_cache.lease import HEARTBEAT_S, LEASE_S, HeldObject, Writer, dead_keys
+from teacher_cache.ledger import MOST_ENTRY_BYTES, StoredFile, named_files
 from teacher_cache.objects import Objects, open_objects
 
 AT_ONCE = 16
@@ -50,60 +53,51 @@ class Bucket:
     def __str__(self) -> str:
         return self.objects.url
 
-    def read(self, key: str) -> bytes | None:  # noqa: D102
-        found = self.objects.get(key)
+    def read(self, key: str, at_most: int | None = None) -> bytes | None:  # noqa: D102
+        found = self.objects.get(_checked(key), at_most)
         return None if found is None else found[0]
 
     def exists(self, key: str) -> bool:  # noqa: D102
-        return self.objects.head(key) is not None
+        return self.objects.head(_checked(key)) is not None
 
     def keys(self, below: str = "") -> Iterator[str]:  # noqa: D102
         return (stored.key for stored in self.objects.list(below))
+
+    def path_of(self, key: str) -> Path | None:
+        """No object has a path."""
+        return None
 
     def total_bytes(self) -> int:  # noqa: D102
         return sum(stored.size for stored in self.objects.list())
 
     def add(self, key: str, data: bytes) -> bool:  # noqa: D102
-        return self.objects.create(key, data)
-
-    def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
-        """The object is replaced only if it is still the one that was changed (If-Match)."""
-        while (found := self.objects.get(key)) is not None:
-            data, tag = found
-            after = change(data)
-            if after == data or self.objects.swap(key, after, tag):
-                return
-        raise CacheError(f"{self}/{key} is missing: run `verify-cache {self} --repair`")
+        return self.objects.create(_checked(key), data)
 
     def replace(self, key: str, data: bytes) -> None:  # noqa: D102
-        self.objects.put(key, data)
+        self.objects.put(_checked(key), data)
 
     def remove(self, key: str) -> None:  # noqa: D102
-        self.objects.delete(key)
+        self.objects.delete(_checked(key))
 
     def create(self, files: Mapping[str, bytes]) -> None:
-        """Everything else first, `zarr.json` last and if absent: without it there is no cache.
-
-        What a creation that was killed left is taken over, or replaced.
-        """
-        others = {key for key in self.keys() if key not in files and not key.startswith(FOLDER)}
-        if others and not self.exists("zarr.json"):
-            raise CacheError(
-                f"{self} holds something else ({min(others)}, ...) and is not a cache: choose "
-                "another --out, or empty it"
-            )
-        rest = {key: data for key, data in files.items() if key != "zarr.json"}
+        """Everything else first, `zarr.json` last and if absent: without it there is no cache."""
+        if self.exists(MANIFEST):
+            return
+        others = [key for key in self.keys() if not is_remnant(key, files)]
+        if others and not self.exists(MANIFEST):
+            raise no_cache(str(self), others)
+        rest = {key: data for key, data in files.items() if key != MANIFEST}
         for key in self._foreign(rest):
-            if self.exists("zarr.json"):
+            if self.exists(MANIFEST):
                 return
             self.replace(key, rest[key])
-        if self.add("zarr.json", files["zarr.json"]) and self._tags(rest) is None:
+        if self.add(MANIFEST, files[MANIFEST]) and self._tags(rest) is None:
             raise CacheError(
                 f"{self}: another process creates another cache there: choose another --out, or "
                 "empty it"
             )
 
-    def publish(self, entry: LedgerEntry, files: Mapping[str, bytes]) -> None:
+    def publish(self, entry_key: str, entry: bytes, files: Mapping[str, bytes]) -> bool:
         """Put each file if absent, read all back, name them if unnamed, look again.
 
         A record depends on the recipe and the device model, so two writers of a block on the same
@@ -112,37 +106,49 @@ class Bucket:
         device model left them. Should that writer still live, or two meet like this, either the
         reading back, or the look after the commit, or the loser's look at the winner's files finds
         it: whose entry is not true takes it away and starts over. What even these miss (a request
-        that the network held back for longer) readers refuse, and verify-cache finds.
+        that the network held back for longer) readers refuse, and verify-cache finds. It is bytes
+        that are compared: a shard ends in its own checksums, so a checksum of it tells nothing.
 
         Raises:
             DamagedRecords: the block that another writer committed is not whole.
             StoreError: the store refuses or is silent; or others replace this block all the time.
         """
-        name, text = entry_key(entry.block), encode_entry(entry)
+        mine = named_files(entry)
         for round_ in range(ROUNDS):
-            if self._is_committed_whole(name, entry, asked_before=round_ > 0):
-                return
+            if (standing := self.read(entry_key, MOST_ENTRY_BYTES)) is not None:
+                if round_ == 0 or self._is_whole(entry_key, standing, mine):
+                    return standing == entry
+                continue
             if foreign := self._foreign(files):
-                if self._appears(name, within_s=self.grace_s * 2**round_):
+                if self._appears(entry_key, within_s=self.grace_s * 2**round_):
                     continue
                 for key in foreign:
                     self.replace(key, files[key])
             tags = self._tags(files)
-            if tags is None or not self.add(name, text):
+            if tags is None or not self.add(entry_key, entry):
                 continue
             if self._tags(files) == tags:
-                return
-            self.remove(name)
+                return True
+            self.remove(entry_key)
         raise StoreError(
-            f"{self}/{name}: other writers replaced this block's files {ROUNDS} times: fill one "
-            "cache from one device model at a time, or wait for the others"
+            f"{self}/{entry_key}: other writers replaced this block's files {ROUNDS} times: fill "
+            "one cache from one device model at a time, or wait for the others"
         )
 
-    def withdraw(self, entry_key: str, file_keys: Iterable[str]) -> None:
+    def quarantine(self, keys: Iterable[str], folder: str) -> None:  # noqa: D102
+        def set_aside(key: str) -> None:
+            to = _checked(f"{QUARANTINE}/{folder}/{key}")
+            numbered = (to if number == 0 else f"{to}.{number}" for number in count())
+            if self.objects.copy(key, next(name for name in numbered if not self.exists(name))):
+                self.remove(key)
+
+        for _ in self.in_order(set_aside, keys):
+            pass
+
+    def withdraw(self, entry_key: str, file_keys: Iterable[str], folder: str) -> None:
         """Files first: while the ledger names the block, no writer puts it anew in between."""
-        for key in file_keys:
-            self.remove(key)
-        self.remove(entry_key)
+        self.quarantine(file_keys, folder)
+        self.quarantine([entry_key], folder)
 
     def alone(self) -> AbstractContextManager[None]:
         """No store locks; `publish` looks again after it has committed."""
@@ -219,28 +225,33 @@ class Bucket:
             time.sleep(pause_s)
         return self.exists(key)
 
-    def _is_committed_whole(self, name: str, mine: LedgerEntry, *, asked_before: bool) -> bool:
-        """Whether another's entry stands; checked where this writer has put files meanwhile."""
-        data = self.read(name)
-        if data is None:
-            return False
-        if not asked_before or (theirs := decode_entry(data, mine.block)).files == mine.files:
+    def _is_whole(self, entry_key: str, standing: bytes, mine: Sequence[StoredFile]) -> bool:
+        """Whether what another's entry names is there, after this writer has put files, too.
+
+        False if the entry is gone meanwhile: its writer saw that it is not true.
+        """
+        try:
+            theirs = named_files(standing)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedRecords(
+                f"{self}/{entry_key} is damaged ({error}): run `verify-cache {self} --repair`, "
+                "then the same command"
+            ) from None
+        if set(theirs) == set(mine):
             return True
-        deadline = time.monotonic() + 2 * self.grace_s
-        while time.monotonic() < deadline:
-            if self._is_whole(theirs):
+        for _ in range(_LOOKS):  # looks are counted, not seconds: see _appears
+            found = self.in_order(self.read, [file.key for file in theirs])
+            if not any(file.damage(data) for file, data in zip(theirs, found, strict=True)):
                 return True
-            time.sleep(self.grace_s / 10)
-            if self.read(name) != data:  # its writer saw it, too, and took it away
+            time.sleep(2 * self.grace_s / _LOOKS)
+            if self.read(entry_key) != standing:
                 return False
         raise DamagedRecords(
-            f"{self}/{name}: two writers of different device models met, and the files are not "
-            f"what the ledger names: run `verify-cache {self} --repair`, then the same command"
+            f"{self}/{entry_key}: two writers of different device models met, and the files are "
+            f"not what the ledger names: run `verify-cache {self} --repair`, then the same command"
         )
 
-    def _is_whole(self, entry: LedgerEntry) -> bool:
-        found = self.in_order(self.read, [file.path for file in entry.files])
-        return all(
-            data is not None and crc32c_of(data) == file.crc32c
-            for data, file in zip(found, entry.files, strict=True)
-        )
+
+def _checked(key: str) -> str:
+    parts_of(key)
+    return key

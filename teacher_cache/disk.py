@@ -1,25 +1,19 @@
-"""A cache in a folder: flushed files, names taken by link and rename, holders known by flock."""
+"""A cache in a folder: flushed files, moved into place under a lock, holders known by flock."""
 
 import errno
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TypeVar
 
-from teacher_cache.durable import sync_folder, sync_tree, write_atomic
+from teacher_cache.durable import make_folder
 from teacher_cache.errors import CacheError
-from teacher_cache.ledger import LedgerEntry, encode_entry, entry_key
-from teacher_cache.staging import (
-    Held,
-    abandoned,
-    claim,
-    hold_folder_beside,
-    publishing,
-    stage,
-    sweep,
-)
+from teacher_cache.keys import MANIFEST, QUARANTINE, is_remnant, no_cache, parts_of, top_names
+from teacher_cache.ledger import MOST_ENTRY_BYTES
+from teacher_cache.staging import Held, abandoned, claim, publishing, stage, sweep
+from teacher_cache.tree import Tree
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,112 +21,94 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A `Place` on a file system; `Place` says what each method does."""
+    """A `Place` on a file system; `Place` says what each method does.
+
+    Names are taken by looking and renaming under the lock, so no hard links are needed (exFAT and
+    some network mounts have none); a file system without flock is refused before any work.
+    """
 
     root: Path
 
-    def read(self, key: str) -> bytes | None:  # noqa: D102
-        try:
-            return (self.root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
+    @property
+    def tree(self) -> Tree:
+        """The files below the root."""
+        return Tree(self.root)
+
+    def read(self, key: str, at_most: int | None = None) -> bytes | None:  # noqa: D102
+        return self.tree.read(key, at_most)
 
     def exists(self, key: str) -> bool:  # noqa: D102
-        return (self.root / key).is_file()
+        status = self.tree.status(key)
+        return status is not None and S_ISREG(status.st_mode)
 
     def keys(self, below: str = "") -> Iterator[str]:  # noqa: D102
-        for folder, _, names in os.walk(self.root / below):
-            prefix = Path(folder).relative_to(self.root)
-            yield from ((prefix / name).as_posix() for name in names)
+        return (key for key, _ in self.tree.walk(below))
+
+    def path_of(self, key: str) -> Path | None:  # noqa: D102
+        return self.root / key if self.exists(key) else None
 
     def total_bytes(self) -> int:  # noqa: D102
-        return sum((self.root / key).stat().st_size for key in self.keys())
+        return sum(entry.stat(follow_symlinks=False).st_size for _, entry in self.tree.walk())
 
     def add(self, key: str, data: bytes) -> bool:  # noqa: D102
-        path = self.root / key
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sync_folder(path.parent.parent)
-        staged = stage(self.root, data)
-        try:
-            os.link(staged.path, path)  # unlike a rename, a link fails where the name is taken
-        except FileExistsError:
-            return self.read(key) == data
-        finally:
-            staged.release()
-        sync_folder(path.parent)
-        return True
-
-    def update(self, key: str, change: Callable[[bytes], bytes]) -> None:  # noqa: D102
-        with self.alone():
-            before = (self.root / key).read_bytes()
-            after = change(before)
-            if after != before:
-                self.replace(key, after)
+        return self.publish(key, data, {})
 
     def replace(self, key: str, data: bytes) -> None:  # noqa: D102
-        write_atomic(self.root / key, data)
+        with self._staged({key: data}) as staged:
+            self._move_into_place(staged)
 
     def remove(self, key: str) -> None:  # noqa: D102
-        (self.root / key).unlink(missing_ok=True)
+        self.tree.remove(key)
 
     def create(self, files: Mapping[str, bytes]) -> None:  # noqa: D102
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = hold_folder_beside(self.root)
-        try:
-            for key, data in files.items():
-                path = temporary.path / key
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            sync_tree(temporary.path)
-            temporary.path.rename(self.root)
-            sync_folder(self.root.parent)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise CacheError(
-                    f"{self.root} is a mount point, which a cache cannot replace: choose a folder "
-                    f"in it, such as --out {self.root}/cache"
-                ) from None
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            if not self.exists("zarr.json"):
-                raise CacheError(
-                    f"{self.root} exists and is not a cache: choose another --out, or empty it"
-                ) from None
-        finally:
-            temporary.release()
+        self._make_root()
+        if self.exists(MANIFEST):
+            return
+        if others := self._others(files):
+            if self.exists(MANIFEST):  # another process has finished it meanwhile
+                return
+            raise no_cache(str(self.root), others)
+        with self.alone():
+            if self.exists(MANIFEST):
+                return
+            rest = {
+                key: data
+                for key, data in files.items()
+                if key != MANIFEST and not self._holds(key, data)
+            }
+            with self._staged(rest) as staged:
+                self._move_into_place(staged)
+            with self._staged({MANIFEST: files[MANIFEST]}) as staged:
+                self._move_into_place(staged)
 
-    def publish(self, entry: LedgerEntry, files: Mapping[str, bytes]) -> None:
+    def publish(self, entry_key: str, entry: bytes, files: Mapping[str, bytes]) -> bool:
         """Write the files aside, flush them, then move them into place and name them, alone.
 
         Any number of processes may write the same block: the first one's records stay, whole, and
         the others' are thrown away. A crash leaves files that the ledger does not name, which the
         next writer of the block replaces.
         """
-        staged: dict[str, tuple[bytes, Held]] = {}
-        try:
-            for key, data in files.items():
-                staged[key] = (data, stage(self.root, data))
-            with self.alone():
-                if not self.exists(entry_key(entry.block)):
-                    self._move_into_place(staged)
-                    self.add(entry_key(entry.block), encode_entry(entry))
-        finally:
-            for _, held in staged.values():
-                held.release()
+        with self._staged(files) as staged, self._staged({entry_key: entry}) as named, self.alone():
+            if (standing := self.read(entry_key, MOST_ENTRY_BYTES)) is not None:
+                return standing == entry
+            self._move_into_place(staged)
+            self._move_into_place(named)
+        return True
 
-    def withdraw(self, entry_key: str, file_keys: Iterable[str]) -> None:  # noqa: D102
+    def quarantine(self, keys: Iterable[str], folder: str) -> None:  # noqa: D102
+        for key in keys:
+            self.tree.set_aside(key, f"{QUARANTINE}/{folder}/{key}")
+
+    def withdraw(self, entry_key: str, file_keys: Iterable[str], folder: str) -> None:
+        """The entry first: a crash in between leaves files that no entry names."""
         with self.alone():
-            self.remove(entry_key)
-            sync_folder((self.root / entry_key).parent)
-            for key in file_keys:
-                self.remove(key)
+            self.quarantine([entry_key, *file_keys], folder)
 
     def alone(self) -> AbstractContextManager[None]:  # noqa: D102
-        return publishing(self.root)
+        return publishing(self.tree)
 
     def claim(self, name: str) -> Held | None:  # noqa: D102
-        return claim(self.root, name)
+        return claim(self.tree, name)
 
     def claims_outlive_s(self) -> float:
         """The system drops the locks of the dead at once."""
@@ -141,17 +117,11 @@ class Disk:
     def look_every_s(self) -> float:  # noqa: D102
         return 0.5
 
-    def abandoned(self) -> list[str]:
-        """Also temporary folders beside the cache, by keys that begin with `../`."""
-        return [
-            path.relative_to(self.root).as_posix()
-            if path.is_relative_to(self.root)
-            else f"../{path.name}"
-            for path in abandoned(self.root)
-        ]
+    def abandoned(self) -> list[str]:  # noqa: D102
+        return abandoned(self.tree)
 
     def sweep(self) -> None:  # noqa: D102
-        sweep(self.root)
+        sweep(self.tree)
 
     def in_order(  # noqa: D102
         self, function: Callable[[Item], Result], items: Iterable[Item]
@@ -161,16 +131,53 @@ class Disk:
     def arrays(self) -> Path:  # noqa: D102
         return self.root
 
-    def _move_into_place(self, staged: Mapping[str, tuple[bytes, Held]]) -> None:
-        folders = set()
-        for key, (data, held) in staged.items():
-            path = self.root / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.path.replace(path)
-            folders |= {self.root / folder for folder in Path(key).parents}
-            if path.stat().st_size != len(data):
+    def _make_root(self) -> None:
+        try:
+            make_folder(self.root)
+        except (FileExistsError, NotADirectoryError):
+            raise CacheError(
+                f"{self.root} exists and is not a cache, nor is it a folder: choose another --out"
+            ) from None
+
+    def _others(self, files: Mapping[str, bytes]) -> list[str]:
+        """What lies in the folder that no creation has left there; a home is not searched."""
+        if names := {path.name for path in self.root.iterdir()} - top_names(files):
+            return sorted(names)
+        if strangers := [
+            key
+            for key, entry in self.tree.walk()
+            if not (entry.is_file(follow_symlinks=False) and is_remnant(key, files))
+        ]:
+            return strangers
+        found = {key: self.tree.status(key) for key in files}
+        return [key for key, status in found.items() if status and S_ISDIR(status.st_mode)]
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        status = self.tree.status(key)
+        return status is not None and status.st_size == len(data) and self.read(key) == data
+
+    @contextmanager
+    def _staged(self, files: Mapping[str, bytes]) -> Iterator[dict[str, tuple[Held, int]]]:
+        """Files that are on disk, but not in their places; their lengths stand beside them."""
+        for key in files:
+            parts_of(key)
+        with ExitStack() as stack:
+            staged = {}
+            for key, data in files.items():
+                held = stage(self.tree, data)
+                stack.callback(held.release)
+                staged[key] = held, len(data)
+            yield staged
+
+    def _move_into_place(self, staged: Mapping[str, tuple[Held, int]]) -> None:
+        for key, (held, size) in staged.items():
+            self.tree.move(held.key, key)
+            status = self.tree.status(key)
+            if status is None or status.st_size != size:
                 raise OSError(
-                    errno.EIO, "a file on disk is shorter than what was written", str(path)
+                    errno.EIO,
+                    "a file on disk is shorter than what was written",
+                    str(self.root / key),
                 )
-        for folder in folders:
-            sync_folder(folder)
+        for folder in {parts_of(key)[:-1] for key in staged}:
+            self.tree.flush(folder)

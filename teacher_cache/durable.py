@@ -46,16 +46,23 @@ def sync_folder(path: Path) -> None:
     sync_file(path)
 
 
-def sync_tree(root: Path) -> None:
-    """Flush every file and folder below `root`, and `root` itself."""
-    for folder, _, files in os.walk(root):
-        for name in files:
-            sync_file(Path(folder) / name)
-        sync_folder(Path(folder))
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are missing, so that they survive a power cut.
+
+    Raises:
+        FileExistsError, NotADirectoryError: something else is there.
+    """
+    if path.is_dir():
+        return
+    if not path.parent.is_dir():
+        make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
 
 
 def _write_beside(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    # its own name is not part of it: that may be as long as a name can be
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -1,6 +1,11 @@
 """The errors that a user can act on: each message says what was got, expected, and what to do."""
 
 
+def printable(name: str) -> str:
+    """A name of a file with everything spelt out that a terminal would not show, or would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 class UserError(ValueError):
     """A mistake or mishap outside the code: the command line prints its message, no traceback."""
 
@@ -17,6 +22,27 @@ class MissingRecords(CacheError):
 
 class DamagedRecords(CacheError):
     """Records whose bytes are not those that the ledger committed."""
+
+
+class UnexpectedFile(CacheError):
+    """Something that is not the regular file, or the folder, that a cache has in its place.
+
+    A symbolic link, a pipe, a device, or a file that is longer than it can be: it is never read.
+    """
+
+    def __init__(self, place: str, key: str, found: str) -> None:
+        super().__init__(place, key, found)  # so that it can be pickled
+        self.key = key
+        """Where it lies, below the cache."""
+        self.found = found
+        """What it is, as the end of a sentence that begins with its key."""
+
+    def __str__(self) -> str:
+        place, key, found = self.args
+        return (
+            f"{place}/{printable(key)} {found}: look at it and take it away, or run "
+            f"`verify-cache {place} --repair`"
+        )
 
 
 class ReplayRefused(CacheError):

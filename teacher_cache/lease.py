@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from teacher_cache.errors import StoreError
+from teacher_cache.keys import STAGING, is_workbench, require_claim
 from teacher_cache.objects import Objects
 
-FOLDER = "staging"
 HEARTBEAT_S = 5.0
 LEASE_S = 30.0
 
@@ -51,7 +51,7 @@ class Writer:
 
     def claim(self, name: str) -> "HeldObject | None":
         """Take a name; None while another living writer, or this one, holds it."""
-        key = f"{FOLDER}/{name}"
+        key = f"{STAGING}/{require_claim(name)}"
         with self.lock:
             if key in self.held:
                 return None
@@ -157,8 +157,8 @@ class HeldObject:
 
 
 def dead_keys(objects: Objects, writer: Writer) -> list[str]:
-    """The claims and the objects of writers that have ended."""
-    found = [stored.key for stored in objects.list(FOLDER)]
+    """The claims and the objects of writers that have ended; what others put there is not ours."""
+    found = [stored.key for stored in objects.list(STAGING) if is_workbench(stored.key)]
     alive: dict[str, bool] = {}
 
     def lives(name: str) -> bool:
@@ -168,7 +168,7 @@ def dead_keys(objects: Objects, writer: Writer) -> list[str]:
 
     dead = []
     for key in found:
-        if key.startswith(f"{FOLDER}/writers/"):
+        if key.startswith(f"{STAGING}/writers/"):
             name = key.rpartition("/")[2]
         else:
             body = objects.get(key)
@@ -198,7 +198,7 @@ def _beat(objects: Objects, key: str, stopped: threading.Event) -> None:
 
 
 def _writer_key(name: str) -> str:
-    return f"{FOLDER}/writers/{name}"
+    return f"{STAGING}/writers/{name}"
 
 
 def _lock_path(name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from teacher_cache.errors import UserError
+from teacher_cache.errors import UserError, printable
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -63,11 +63,6 @@ def several(names: Sequence[str], noun: str) -> str:
     shown = ", ".join(printable(name) for name in names[:3])
     more = ", ..." if len(names) > 3 else ""
     return f"{len(names)} {noun}{'s' if len(names) != 1 else ''} ({shown}{more})"
-
-
-def printable(name: str) -> str:
-    """A file's name with bytes that are no UTF-8 spelt out."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def listing_of_classes(

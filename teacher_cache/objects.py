@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from teacher_cache.errors import LocationError, StoreError
+from teacher_cache.errors import LocationError, StoreError, UnexpectedFile
 
 try:
     import obstore
@@ -49,12 +49,23 @@ class Objects:
     url: str
     client: Any
     patience_s: float
+    timeout_s: float
+    """What one request may count for: a process that was stopped in it has not waited so long."""
 
-    def get(self, key: str) -> tuple[bytes, str] | None:
-        """An object's bytes and its tag; None where there is none."""
+    def get(self, key: str, at_most: int | None = None) -> tuple[bytes, str] | None:
+        """An object's bytes and its tag; None where there is none.
+
+        Raises:
+            UnexpectedFile: it has more than `at_most` bytes; they are not read.
+        """
 
         def read() -> tuple[bytes, str]:
             found = obstore.get(self.client, key)
+            size = found.meta["size"]
+            if at_most is not None and size > at_most:
+                raise UnexpectedFile(
+                    self.url, key, f"has {size} bytes, at most {at_most} are expected"
+                )
             return bytes(found.bytes()), found.meta["e_tag"] or ""
 
         try:
@@ -91,17 +102,13 @@ class Objects:
 
         return self._written(key, write)
 
-    def swap(self, key: str, data: bytes, tag: str) -> bool:
-        """Replace an object if it is still the one with this tag."""
-
-        def write() -> bool:
-            try:
-                obstore.put(self.client, key, data, mode={"e_tag": tag}, use_multipart=False)
-            except exceptions.PreconditionError:
-                return False
-            return True
-
-        return self._written(key, write)
+    def copy(self, key: str, to: str) -> bool:
+        """Copy an object within the store, over what was there; False where there is none."""
+        try:
+            self._tried("copy", key, lambda: obstore.copy(self.client, key, to))
+        except FileNotFoundError:
+            return False
+        return True
 
     def delete(self, key: str) -> None:
         """Take an object away, if it is there."""
@@ -126,10 +133,15 @@ class Objects:
             raise self._refused("write", key, error) from None
 
     def _tried(self, verb: str, key: str, request: Callable[[], Result]) -> Result:
-        """Repeat a request that fails for reasons that may pass, with longer and longer pauses."""
-        started, pause_s, tries = time.monotonic(), FIRST_PAUSE_S, 0
+        """Repeat a request that fails for reasons that may pass, with longer and longer pauses.
+
+        Patience is what was slept and spent in requests: time in which the process was suspended
+        (SIGSTOP, a laptop's lid) says nothing about the store.
+        """
+        waited_s, pause_s, tries = 0.0, FIRST_PAUSE_S, 0
         while True:
             tries += 1
+            started = time.monotonic()
             try:
                 return request()
             except FileNotFoundError as error:
@@ -139,7 +151,7 @@ class Objects:
             except (exceptions.BaseError, _Again, OSError) as error:
                 if not _may_pass(error):
                     raise self._refused(verb, key, error) from None
-                waited_s = time.monotonic() - started
+                waited_s += min(time.monotonic() - started, self.timeout_s)
                 if waited_s + pause_s > self.patience_s:
                     raise StoreError(
                         f"cannot {verb} {self.url}/{key}: the store failed for {waited_s:.0f} s "
@@ -147,7 +159,9 @@ class Objects:
                         "is lost; the same command continues when the store answers again "
                         f"({PATIENCE_S} is for how long it is asked)"
                     ) from None
-            time.sleep(pause_s * random.uniform(0.5, 1.0))  # writers that fail together, come apart
+            slept_s = pause_s * random.uniform(0.5, 1.0)  # writers that fail together, come apart
+            time.sleep(slept_s)
+            waited_s += slept_s
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _refused(self, verb: str, key: str, error: Exception) -> StoreError:
@@ -184,7 +198,7 @@ def open_objects(url: str) -> Objects:
             f"{url} cannot be opened: {_reason(error)}: expected a path, s3://BUCKET/PREFIX, "
             "gs://..., az://... or https://..."
         ) from None
-    return Objects(url, client, _seconds(PATIENCE_S, 300.0))
+    return Objects(url, client, _seconds(PATIENCE_S, 300.0), _seconds(TIMEOUT_S, 30.0))
 
 
 def _client_options(environment: Mapping[str, str]) -> Any:
