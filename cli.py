@@ -287,15 +287,10 @@ def verify_cache(
     """Check every byte of a cache against its ledger; exit code 0 if it is whole, else 1."""
     from teacher_cache.place import locate
     from teacher_cache.repair import repair as repair_cache
-    from teacher_cache.repair import restore_descriptions
-    from teacher_cache.store import open_cache
+    from teacher_cache.store import open_undescribed
     from teacher_cache.verify import report, spelled, verify
 
-    root = locate(cache)
-    if repair:
-        for file in restore_descriptions(root):
-            print(f"restored {root}/{file}", file=sys.stderr)
-    opened = open_cache(root)
+    opened = open_undescribed(locate(cache))
     started = time.monotonic()
     found = verify(opened)
     facts = report(opened, found, seconds=time.monotonic() - started)

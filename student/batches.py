@@ -21,10 +21,10 @@ from student.loss import SparseTarget
 from student.order import epoch_order
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
-from teacher_cache.errors import MissingRecords, ReplayRefused
+from teacher_cache.errors import MissingRecords
 from teacher_cache.images import ImagesError
-from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, rendered
+from teacher_cache.replay import require_same_images, require_same_pixels
 from teacher_cache.shared_slab import SharedSlabs
 from teacher_cache.slab import Slab, read_slab
 from teacher_cache.store import Cache
@@ -240,7 +240,9 @@ def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> Mic
     rows = images.request.rows
     target = None
     if slab is not None:
-        _require_same_pixels(data, images, slab)
+        assert data.cache is not None
+        require_same_images(data.cache.sources, data.index, images)
+        require_same_pixels(data.index, images, slab.check)
         target = targets_of(slab, rows, data.temperature_column)
     return MicroBatch(
         rows, images.pixels_GBHWC[0], torch.from_numpy(data.index.labels[rows]), target
@@ -255,18 +257,6 @@ def targets_of(slab: Slab, rows: np.ndarray, temperature_column: int) -> SparseT
         logp_BK=torch.from_numpy(slab.logp_NK.take(rows, axis=0)).float(),
         tail_B=torch.from_numpy(slab.tail_NT[rows, temperature_column]).float(),
     )
-
-
-def _require_same_pixels(data: TrainingData, images: Rendered, slab: Slab) -> None:
-    """The replay is proved, not assumed: every checked row that is met is compared."""
-    for (view, row), crc in images.checks.items():
-        expected = int(slab.check[row // ROWS_PER_CHECK])
-        if crc != expected:
-            raise ReplayRefused(
-                f"{data.index.root / data.index.keys[row]}, view {view}: its pixels have CRC-32 "
-                f"{crc:08x}, the teacher saw {expected:08x}: the image was replaced since the "
-                "cache was filled; restore it, or fill a new cache"
-            )
 
 
 def _require_known_absences(data: TrainingData, slab: Slab) -> None:

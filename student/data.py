@@ -127,7 +127,7 @@ def replayed_data(
         renderer,
         cache,
         cache.manifest.class_count,
-        np.array([row for row in range(len(index)) if row not in absent], np.int64),
+        np.setdiff1d(np.arange(len(index)), np.array(sorted(absent), np.int64), assume_unique=True),
         temperatures.index(recipe.distill.temperature),
         reuse_views=recipe.views.reuse,
         follow_timeout_s=follow_timeout_s,

@@ -5,9 +5,8 @@ from threading import Event
 
 from teacher_cache.errors import MissingRecords
 from teacher_cache.layout import Memory, private_memory
-from teacher_cache.ledger import committed_blocks
 from teacher_cache.slab import Slab, read_slab
-from teacher_cache.store import Cache, missing_blocks, open_cache
+from teacher_cache.store import Cache, committed_blocks, missing_blocks, open_cache
 
 POLL_S = 0.5
 

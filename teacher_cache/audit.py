@@ -18,6 +18,7 @@ from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
 from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Request, ViewRenderer, render_here
+from teacher_cache.replay import differing_pixels, require_same_images
 from teacher_cache.slab import read_slab
 from teacher_cache.store import Cache, checked_row, complete_views
 from teacher_cache.teacher import Teacher
@@ -161,13 +162,12 @@ def _audit_view(
         part = render_here(renderer, Request(rows[start : start + batch], (view,)))
         for row, reason in part.unreadable.items():
             raise CacheError(f"{index.root / index.keys[row]}: {reason}: restore the image")
+        require_same_images(cache.sources, index, part)
         checks |= part.checks
         pixels_BHWC = part.pixels_GBHWC[0]
         full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, batch - len(pixels_BHWC)))
         logits.append(teacher.logits(full)[: len(pixels_BHWC)].cpu())
-    wrong = [
-        row for (_, row), crc in checks.items() if crc != int(slab.check[row // ROWS_PER_CHECK])
-    ]
+    wrong = differing_pixels(checks, slab.check)
     log_p_BC = torch.log_softmax(torch.cat(logits).double(), dim=1)
     ids_BK = torch.from_numpy(slab.ids_NK[rows].astype(np.int64))
     kept_BK = torch.from_numpy(slab.logp_NK[rows]).double()

@@ -49,6 +49,10 @@ class ReplayRefused(CacheError):
     """A replay that would not show the student what the teacher saw."""
 
 
+class ImagesChanged(ReplayRefused):
+    """Images whose bytes are not those that the teacher read."""
+
+
 class StoreError(CacheError):
     """An object store that refuses, or that did not answer for as long as was agreed."""
 

@@ -10,13 +10,13 @@ from importlib.metadata import version
 
 import torch
 
-from teacher_cache.images import ImageIndex
+from teacher_cache.images import ImageIndex, allowed_unreadable
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, ViewRenderer, rendered
 from teacher_cache.machine import processor
 from teacher_cache.progress import Job, Progress
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.records import BatchRecords, ask, block_of
+from teacher_cache.records import BatchRecords, ask, block_of, commit_images
 from teacher_cache.stopwatch import Stopwatch
 from teacher_cache.store import Cache, write_block
 from teacher_cache.teacher import Teacher
@@ -85,8 +85,10 @@ def fill(
                     unfinished.held.release()
             left = yield from tiles_come_free(count, recipe.storage.views_per_tile)
     except GeneratorExit:
-        count.look()
+        count.look_now()
         return count.progress(0, pace.written())
+    finally:
+        count.close()
     return None
 
 
@@ -101,6 +103,7 @@ def _fill(
     committer: ThreadPoolExecutor,
 ) -> Iterator[Progress]:
     producer = _producer(teacher)
+    allowed = allowed_unreadable(len(index), recipe.images.max_unreadable)
     yield count.progress(0)
     commit: Future[int] | None = None
     answers: list[BatchRecords] = []
@@ -108,7 +111,7 @@ def _fill(
     for batch in _polled(stream, pace.watch):
         if batch is not None:
             with pace.watch.during("teacher"):
-                answers.append(ask(teacher, batch, recipe, index))
+                answers.append(ask(teacher, batch, recipe, index, count.cache.sources))
             done += len(batch.request.rows) * len(work[0].views)
         is_whole = bool(answers) and len(answers) == len(work[0].requests)
         if not closing:
@@ -122,13 +125,13 @@ def _fill(
                     pace.bytes += commit.result()  # one tile behind; its error stops the job
             tile = work.popleft()
             count.add(tile)
-            commit = committer.submit(_commit, count.cache, tile, answers, producer)
+            commit = committer.submit(_commit, count.cache, tile, answers, producer, allowed)
             answers, done = [], 0
         if closing and not answers:
             break
     if commit is not None:
         pace.bytes += commit.result()
-    if not closing and (count.look() or pace.bytes):
+    if not closing and (count.look_now() or pace.bytes):
         yield count.progress(0, pace.written())  # others may have committed, too
 
 
@@ -172,9 +175,16 @@ def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
 
 
 def _commit(
-    cache: Cache, tile: Work, answers: list[BatchRecords], producer: Mapping[str, str]
+    cache: Cache,
+    tile: Work,
+    answers: list[BatchRecords],
+    producer: Mapping[str, str],
+    allowed_unreadable: int,
 ) -> int:
     try:
+        commit_images(
+            cache, tile.shard, answers, allowed_unreadable=allowed_unreadable, producer=producer
+        )
         return sum(
             write_block(cache, block_of(BlockId(view, tile.shard), g, answers), producer)
             for g, view in enumerate(tile.views)

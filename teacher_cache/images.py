@@ -145,6 +145,11 @@ def read_class_map(path: Path) -> dict[str, int]:
     return document
 
 
+def allowed_unreadable(count: int, share: float) -> int:
+    """How many of `count` images may be unreadable: a share of them, but one at least."""
+    return max(1, int(share * count))
+
+
 def rebase(index: ImageIndex, data: Path | str) -> ImageIndex:
     """The same rows over another copy of the data set, matched by key: moved or reordered is fine.
 

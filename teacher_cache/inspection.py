@@ -5,32 +5,31 @@ from functools import partial
 from typing import Any
 
 from teacher_cache.errors import DamagedRecords
-from teacher_cache.ledger import committed_blocks, read_entry
-from teacher_cache.store import Cache, missing_blocks
+from teacher_cache.store import Cache, committed_blocks, read_entry
 
 
 def inspect(cache: Cache) -> dict[str, Any]:
     """Facts by name: what it was made from, how far it is filled, what it weighs.
 
     Raises:
-        DamagedRecords: a ledger entry that cannot be read.
+        DamagedRecords: a ledger entry that cannot be read, or that another cache's ledger holds.
     """
     recipe = cache.manifest.parsed_recipe()
-    blocks = sorted(committed_blocks(cache.root))
-    entries = list(cache.store.in_order(partial(read_entry, cache.root), blocks))
+    grid = set(cache.blocks())
+    blocks = sorted(committed_blocks(cache.root) & grid)
+    entries = list(cache.store.in_order(partial(read_entry, cache), blocks))
     if None in entries:
         raise DamagedRecords(f"{cache.root}: its ledger changed while it was read: try again")
     known = [entry for entry in entries if entry is not None]
     records = sum(len(cache.rows(entry.block.shard)) for entry in known)
     stored = sum(file.size for entry in known for file in entry.files)
     everything = cache.store.total_bytes()
-    absent = sorted({row for entry in known for row in entry.absent_rows})
-    left = missing_blocks(cache)
-    missing = {block.view for block in left}
+    absent = sorted(cache.sources.absent_rows())
+    missing = {block.view for block in grid.difference(blocks)}
     filled = Counter(entry.block.view for entry in known)
-    shards = len(cache.blocks()) // cache.view_count
     return {
         "cache": str(cache.root),
+        "cache id": cache.manifest.cache_id,
         "teacher": recipe.teacher.name,
         "teacher weights": cache.manifest.teacher_weights_sha256,
         "recipe digest": cache.manifest.recipe_digest,
@@ -39,7 +38,7 @@ def inspect(cache: Cache) -> dict[str, Any]:
         "views": cache.view_count,
         "complete views": cache.view_count - len(missing),
         "incomplete views": {
-            str(view): f"{filled[view]} of {shards} blocks" for view in sorted(missing)
+            str(view): f"{filled[view]} of {cache.layout.shards} blocks" for view in sorted(missing)
         },
         "size": recipe.views.size,
         "k": recipe.topk.k,

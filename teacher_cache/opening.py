@@ -9,7 +9,7 @@ from teacher_cache.pixels import require_pixels_of
 from teacher_cache.place import Root, place_of
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
-from teacher_cache.store import Cache, append_views, create_cache, open_cache
+from teacher_cache.store import GROUP_KEY, Cache, append_views, create_cache, open_cache
 from teacher_cache.teacher import Teacher
 
 
@@ -36,10 +36,10 @@ def open_or_create(
         CacheError: the cache was made from another recipe, data set, teacher or pixel library.
     """
     manifest = _manifest(recipe, index, teacher)
-    place_of(root).sweep()
-    is_new = not place_of(root).exists("zarr.json")
+    is_new = not place_of(root).exists(GROUP_KEY)
     # another process may be quicker to create one, of another recipe
     cache = create_cache(root, manifest, index) if is_new else open_cache(root)
+    cache.store.sweep()  # only now is it sure that the folder is a cache
     if differing := cache.manifest.differences(manifest):
         raise CacheError(
             f"cache {root} was made otherwise: " + "; ".join(differing) + ": use the same recipe, "
@@ -65,8 +65,9 @@ def _manifest(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> Manif
         recipe=recipe.model_dump(mode="json"),
         recipe_digest=recipe.digest(),
         index_digest=index.digest(),
-        teacher_weights_sha256=teacher.weights_sha256,
+        image_count=len(index),
         class_count=teacher.class_count,
+        teacher={"weights_sha256": teacher.weights_sha256},
         pixel_engine=PIXEL_ENGINE,
         pixel_libraries=pixel_libraries(),
         versions={name: version(name) for name in ("torch", "timm", "zarr", "numcodecs")},

@@ -31,17 +31,30 @@ class Rendered:
     pixels_GBHWC: Tensor
     """uint8; zeros where the image is unreadable. No copy: its memory is written again once the
     last tensor over it is gone."""
-    checks: dict[tuple[int, int], int]
-    """(view, row) -> CRC-32 of the pixels at the cache's size, for the rows that are checked."""
-    unreadable: dict[int, str]
-    """Row -> why its image could not be read."""
+    marks: Marks
+    """What rendering found out besides."""
+
+    @property
+    def checks(self) -> dict[tuple[int, int], int]:
+        """(view, row) -> CRC-32 of the pixels at the cache's size, for the rows that are checked."""
+        return self.marks.checks
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Row -> why its bytes are no image."""
+        return self.marks.unreadable
+
+    @property
+    def sources_B(self) -> np.ndarray:
+        """uint32 [B] CRC-32C of the bytes of each row's image, as they were read."""
+        return np.array([self.marks.sources[row] for row in self.request.rows.tolist()], np.uint32)
 
 
 def render_here(renderer: Renderer, request: Request) -> Rendered:
     """Render one request in this process."""
     pixels = np.empty(renderer.shape(len(request.views), len(request.rows)), np.uint8)
     marks = renderer.render_into(request, pixels)
-    return Rendered(request, torch.from_numpy(pixels), marks.checks, marks.unreadable)
+    return Rendered(request, torch.from_numpy(pixels), marks)
 
 
 @dataclass(slots=True, eq=False)
@@ -122,12 +135,12 @@ class Orders:
         order = self.orders.popleft()
         self.taken += 1
         pixels = np.ndarray(order.shape, np.uint8, self.memory.memory, order.start)
-        checks: dict[tuple[int, int], int] = {}
-        unreadable: dict[int, str] = {}
+        found = Marks({}, {}, {})
         for marks in order.marks:
             assert marks is not None
-            checks |= marks.checks
-            unreadable |= marks.unreadable
+            found.checks.update(marks.checks)
+            found.unreadable.update(marks.unreadable)
+            found.sources.update(marks.sources)
         held = self.slots.taken - len(self.orders) - 1
         if self.postponed is not None and held:
             # there is no slot for the request at the end: with a copy the reader's is free at once.
@@ -137,7 +150,7 @@ class Orders:
         else:
             # every view and tensor over these pixels refers to this array: numpy keeps the base
             weakref.finalize(pixels, self.returned.append, order.start).atexit = False
-        return Rendered(order.request, torch.from_numpy(pixels), checks, unreadable)
+        return Rendered(order.request, torch.from_numpy(pixels), found)
 
     def _order(self, request: Request, start: int) -> None:
         shape = self.renderer.shape(len(request.views), len(request.rows))

@@ -7,6 +7,7 @@ from teacher_cache.images import ImageIndex
 from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.loader import Request, ViewRenderer, render_here
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
+from teacher_cache.replay import differing_pixels, require_same_images
 from teacher_cache.slab import read_slab
 from teacher_cache.store import Cache, checked_row, complete_views
 
@@ -56,13 +57,11 @@ def _require_same_sample(cache: Cache, index: ImageIndex) -> None:
         slab = read_slab(cache, view)
         rows = np.arange(checked_row(view, 0), len(index), ROWS_PER_CHECK)
         rows = rows[~np.isin(rows, list(slab.absent_rows))][:: max(len(rows) // SAMPLED_ROWS, 1)]
-        checks = render_here(renderer, Request(rows, (view,))).checks
+        images = render_here(renderer, Request(rows, (view,)))
+        require_same_images(cache.sources, index, images)
         compared += len(rows)
-        differing += [
-            f"view {view} of {index.keys[row]}"
-            for row in rows.tolist()
-            if checks.get((view, row)) != int(slab.check[row // ROWS_PER_CHECK])
-        ]
+        wrong = differing_pixels(images.checks, slab.check)
+        differing += [f"view {view} of {index.keys[row]}" for row in wrong]
     if differing:
         raise ReplayRefused(
             f"{len(differing)} of {compared} sampled pictures are not those the teacher saw "

@@ -13,9 +13,9 @@ import torch
 
 from teacher_cache.fill import fill
 from teacher_cache.images import ImageIndex
-from teacher_cache.ledger import committed_blocks, read_entry
 from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.store import committed_blocks, read_entry
 from teacher_cache.teacher import Teacher
 
 SAMPLE_BATCHES = 4
@@ -92,6 +92,6 @@ def _sample(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> tuple[f
         for _ in fill(cache, index, teacher, small):
             pass
         seconds = time.perf_counter() - started
-        entries = [read_entry(cache.root, block) for block in committed_blocks(cache.root)]
+        entries = [read_entry(cache, block) for block in committed_blocks(cache.root)]
         size = sum(file.size for entry in entries if entry for file in entry.files)
     return size / len(index), seconds / len(index)

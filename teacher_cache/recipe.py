@@ -19,7 +19,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 class Section(BaseModel):
     """One table of a recipe: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class TeacherMember(Section):
@@ -109,6 +111,8 @@ class ImagesSection(Section):
 
     skip_unreadable: bool = False
     """Leave unreadable images out (their rows are marked absent) instead of stopping."""
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The largest share of images that may be left out; one image may be in any case."""
     class_map: Path | None = None
     """JSON object from class folder to the teacher's class id, where the two differ."""
 

@@ -3,7 +3,7 @@
 B rows of a batch, G views of a tile, K kept classes, T temperatures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,9 @@ from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Rendered
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.store import Block
+from teacher_cache.replay import require_same_images
+from teacher_cache.sources import Sources
+from teacher_cache.store import Block, Cache
 from teacher_cache.teacher import Teacher
 from teacher_cache.topk import Answers, TopK, answers
 
@@ -28,15 +30,21 @@ class BatchRecords:
     topk: tuple[TopK, ...]
     checks: dict[tuple[int, int], int]
     unreadable: frozenset[int]
+    sources_B: np.ndarray
+    """uint32 [B] CRC-32C of the bytes of each row's image."""
 
 
-def ask(teacher: Teacher, batch: Rendered, recipe: CacheRecipe, index: ImageIndex) -> BatchRecords:
+def ask(
+    teacher: Teacher, batch: Rendered, recipe: CacheRecipe, index: ImageIndex, sources: Sources
+) -> BatchRecords:
     """Show a batch to the teacher, padded to the recipe's batch size.
 
     Raises:
         ImagesError: an unreadable image, unless `images.skip_unreadable`.
+        ImagesChanged: an image that is not the one that the cache's other records are of.
         CacheError: logits that are not finite.
     """
+    require_same_images(sources, index, batch)
     if batch.unreadable and not recipe.images.skip_unreadable:
         row, reason = next(iter(batch.unreadable.items()))
         raise ImagesError(
@@ -52,7 +60,8 @@ def ask(teacher: Teacher, batch: Rendered, recipe: CacheRecipe, index: ImageInde
         logits_BC = teacher.logits(full)[: len(rows)]
         asked.append(answers(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures))
     topk = tuple(_without(_fetched(each, rows, index), absent) for each in asked)
-    return BatchRecords(rows, topk, batch.checks, frozenset(batch.unreadable))
+    unreadable = frozenset(batch.unreadable)
+    return BatchRecords(rows, topk, batch.checks, unreadable, batch.sources_B)
 
 
 def _fetched(asked: Answers, rows: np.ndarray, index: ImageIndex) -> TopK:
@@ -83,10 +92,35 @@ def block_of(block: BlockId, g: int, batches: Sequence[BatchRecords]) -> Block:
     )
     start = int(batches[0].rows[0])
     check = np.zeros(-(-len(topk.ids_BK) // ROWS_PER_CHECK), np.uint32)
-    absent: set[int] = set()
     for batch in batches:
-        absent |= batch.unreadable
         for (view, row), crc in batch.checks.items():
             if view == block.view:
                 check[(row - start) // ROWS_PER_CHECK] = crc
-    return Block(block, topk, check, tuple(sorted(absent)))
+    return Block(block, topk, check)
+
+
+def commit_images(
+    cache: Cache,
+    shard: int,
+    batches: Sequence[BatchRecords],
+    *,
+    allowed_unreadable: int,
+    producer: Mapping[str, str],
+) -> None:
+    """Name the images of a shard that batches show, all of them, before any block of it.
+
+    Raises:
+        ImagesChanged: they are not the images that other records of the shard are of.
+        ImagesError: with them more images are unreadable than the recipe allows.
+    """
+    crc = np.concatenate([batch.sources_B for batch in batches])
+    absent = frozenset(row for batch in batches for row in batch.unreadable)
+    if absent and cache.sources.of(shard) is None:
+        everywhere = absent | cache.sources.absent_rows()
+        if len(everywhere) > allowed_unreadable:
+            raise ImagesError(
+                f"{len(everywhere)} of {cache.layout.rows} images are unreadable, at most "
+                f"{allowed_unreadable} are allowed (first: {cache.index.keys[min(absent)]}): "
+                "repair them, or set images.max_unreadable to a larger share of the images"
+            )
+    cache.sources.commit(shard, crc, absent, producer)

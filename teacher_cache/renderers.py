@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import google_crc32c
 import numpy as np
 
 from teacher_cache.images import ImageIndex
@@ -40,7 +41,9 @@ class Marks:
     checks: dict[tuple[int, int], int]
     """(view, row) -> CRC-32 of the pixels at the cache's size, for the rows that are checked."""
     unreadable: dict[int, str]
-    """Row -> why its image could not be read."""
+    """Row -> why its bytes are no image."""
+    sources: dict[int, int]
+    """Row -> CRC-32C of the image's bytes as they were read."""
 
 
 class Renderer(Protocol):
@@ -77,10 +80,10 @@ class ViewRenderer:
 
     def render_into(self, request: Request, pixels_GBHWC: np.ndarray) -> Marks:
         """Decode each image once, render it under every view, sum the checked ones."""
-        marks = Marks({}, {})
+        marks = Marks({}, {}, {})
         for b, row in enumerate(request.rows.tolist()):
             views = [self._view(row, number) for number in request.views]
-            picture = _decoded(self.index, row, marks.unreadable, views)
+            picture = _decoded(self.index, row, marks, views)
             if picture is None:
                 pixels_GBHWC[:, b] = 0
                 continue
@@ -121,9 +124,9 @@ class CenterRenderer:
 
     def render_into(self, request: Request, pixels_GBHWC: np.ndarray) -> Marks:
         """Decode and crop each image."""
-        marks = Marks({}, {})
+        marks = Marks({}, {}, {})
         for b, row in enumerate(request.rows.tolist()):
-            picture = _decoded(self.index, row, marks.unreadable)
+            picture = _decoded(self.index, row, marks)
             if picture is None:
                 pixels_GBHWC[:, b] = 0
                 continue
@@ -142,11 +145,13 @@ class CenterRenderer:
 
 
 def _decoded(
-    index: ImageIndex, row: int, unreadable: dict[int, str], views: Sequence[View] | None = None
+    index: ImageIndex, row: int, marks: Marks, views: Sequence[View] | None = None
 ) -> Picture | None:
     """A row's image, or as much of it as its views look at; None, with the reason kept, if not."""
+    data = index.read(row)
+    marks.sources[row] = google_crc32c.value(data)
     try:
-        return decode_image(index.read(row), views=views)
-    except (UnreadableImage, OSError) as error:
-        unreadable[row] = str(error)
+        return decode_image(data, views=views)
+    except UnreadableImage as error:
+        marks.unreadable[row] = str(error)
         return None

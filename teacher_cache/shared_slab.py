@@ -169,7 +169,7 @@ class SharedSlabs:
             kind = getattr(errors, answer["error"], CacheError)
             raise kind(answer["text"])
         (descriptor,) = found
-        layout = cache.layout()
+        layout = cache.layout
         try:
             mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
         finally:

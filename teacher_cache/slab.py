@@ -3,7 +3,9 @@
 V views, N rows (images), K kept classes, T temperatures.
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,8 +14,11 @@ import numpy as np
 from teacher_cache.arrays import decode_shard, shard_key
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, Memory, private_memory
-from teacher_cache.ledger import BlockId, LedgerEntry, StoredFile, crc32c_of, read_entry
-from teacher_cache.store import Cache
+from teacher_cache.ledger import BlockEntry, BlockId
+from teacher_cache.store import Cache, read_entry
+
+_AHEAD = 2
+"""Blocks of a disk that threads read and hash while the one before them is decoded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,43 +46,93 @@ def read_slab(cache: Cache, view: int, memory: Memory = private_memory) -> Slab:
         DamagedRecords: bytes that differ from what the ledger committed, naming view and rows.
     """
     entries = _entries_of(cache, view)
-    layout = cache.layout()
-    arrays = layout.arrays_in(memory(layout.nbytes))
-    verified = cache.store.in_order(partial(_verified, cache), entries)
-    for entry, files in zip(entries, verified, strict=True):
-        try:
-            # decoded from the very bytes that were verified
-            for name, data in files.items():
-                decode_shard(name, entry.block.shard, data, layout, arrays[name])
-        except ValueError as error:
-            if isinstance(error, CacheError):
-                raise
-            raise DamagedRecords(
-                f"{place(cache, entry.block)}: cannot be decoded: {error}"
-            ) from error
-    absent = frozenset(row for entry in entries for row in entry.absent_rows)
+    arrays = cache.layout.arrays_in(memory(cache.layout.nbytes))
+    for entry, files in zip(entries, _verified_ahead(cache, entries), strict=True):
+        decode_block_files(cache, entry, files, arrays)
+    absent = frozenset(row for entry in entries for row in _absent_rows_of(cache, entry))
     return slab_of(cache, view, arrays, absent)
+
+
+def decode_block_files(
+    cache: Cache, entry: BlockEntry, files: Mapping[str, bytes], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Decode a block's files, by array, into its rows of a view's arrays.
+
+    Raises:
+        DamagedRecords: bytes that no writer of this format makes.
+    """
+    try:
+        # decoded from the very bytes that were verified
+        for name, data in files.items():
+            decode_shard(name, entry.block.shard, data, cache.layout, arrays[name])
+    except ValueError as error:
+        if isinstance(error, CacheError):
+            raise
+        raise DamagedRecords(f"{place(cache, entry.block)}: cannot be decoded: {error}") from error
 
 
 def slab_of(
     cache: Cache, view: int, arrays: Mapping[str, np.ndarray], absent_rows: frozenset[int]
 ) -> Slab:
     """A view's arrays, as `Layout.arrays_in` laid them out, without their padding."""
-    rows = len(cache.index)
+    rows = cache.layout.rows
     ids, logp, tail = (arrays[name][:rows] for name in ("ids", "logp", "tail"))
     check = arrays["check"][: -(-rows // ROWS_PER_CHECK), 0]
     return Slab(view, ids, logp, tail, check, absent_rows)
 
 
-def _entries_of(cache: Cache, view: int) -> list[LedgerEntry]:
+def place(cache: Cache, block: BlockId) -> str:
+    """How errors name a block: by its view and rows."""
+    rows = cache.rows(block.shard)
+    return f"cache {cache.root}, view {block.view}, rows {rows.start}-{rows.stop - 1}"
+
+
+def verified_files(cache: Cache, entry: BlockEntry) -> dict[str, bytes]:
+    """The bytes of a block's files, by array.
+
+    Raises:
+        DamagedRecords: a file that is not the one that the entry names, or records of other images
+            than those of the source entry.
+    """
+    stated = {file.key: file for file in entry.files}
+    found = {}
+    for name in RECORD_ARRAYS:
+        file = stated[shard_key(name, entry.block)]
+        data = cache.store.read(file.key, at_most=cache.layout.most_bytes(name))
+        if (damage := file.damage(data)) or data is None:
+            raise DamagedRecords(
+                f"{place(cache, entry.block)}: {file.key} {damage}: run `verify-cache "
+                f"{cache.root} --repair`, then the same cache-teacher command, which computes "
+                "just these rows anew"
+            )
+        found[name] = data
+    if wrong := wrong_source(cache, entry):
+        raise DamagedRecords(
+            f"{place(cache, entry.block)}: {wrong}: run `verify-cache {cache.root} --repair`, "
+            "then the same cache-teacher command, which computes just these rows anew"
+        )
+    return found
+
+
+def wrong_source(cache: Cache, entry: BlockEntry) -> str | None:
+    """What is wrong with the images that a block's entry names; None where nothing is."""
+    source = cache.sources.of(entry.block.shard)
+    if source is None:
+        return "no source entry says which images its rows are"
+    if source.sha256 != entry.source_sha256:
+        return "its records are of other images than those that the source entry names"
+    return None
+
+
+def _entries_of(cache: Cache, view: int) -> list[BlockEntry]:
     if not 0 <= view < cache.view_count:
         raise MissingRecords(
             f"cache {cache.root} holds views 0-{cache.view_count - 1}, asked for view {view}"
         )
-    blocks = [block for block in cache.blocks() if block.view == view]
+    blocks = [BlockId(view, shard) for shard in range(cache.layout.shards)]
     entries = []
     for block, entry in zip(
-        blocks, cache.store.in_order(partial(read_entry, cache.root), blocks), strict=True
+        blocks, cache.store.in_order(partial(read_entry, cache), blocks), strict=True
     ):
         if entry is None:
             raise MissingRecords(
@@ -87,40 +142,29 @@ def _entries_of(cache: Cache, view: int) -> list[LedgerEntry]:
     return entries
 
 
-def place(cache: Cache, block: BlockId) -> str:
-    """How errors name a block: by its view and rows."""
-    rows = cache.rows(block.shard)
-    return f"cache {cache.root}, view {block.view}, rows {rows.start}-{rows.stop - 1}"
+def _absent_rows_of(cache: Cache, entry: BlockEntry) -> frozenset[int]:
+    source = cache.sources.of(entry.block.shard)
+    return source.absent_rows if source else frozenset()
 
 
-def expected_files(entry: LedgerEntry) -> dict[str, StoredFile | None]:
-    """The files that a block must have, by key; None for one that its entry does not name."""
-    stated = {file.path: file for file in entry.files}
-    return {key: stated.get(key) for key in (shard_key(n, entry.block) for n in RECORD_ARRAYS)}
+def _verified_ahead(cache: Cache, entries: list[BlockEntry]) -> Iterator[dict[str, bytes]]:
+    """The files of each block, read and hashed while the block before it is decoded.
 
-
-def damage_of(file: StoredFile | None, data: bytes | None) -> str | None:
-    """What is wrong with a file's bytes (None: no such file); None where nothing is."""
-    if file is None:
-        return "is not named by its ledger entry"
-    if data is None:
-        return "is missing"
-    if len(data) != file.size:
-        return f"has {len(data)} bytes, {file.size} were committed"
-    return None if crc32c_of(data) == file.crc32c else "is not what was committed"
-
-
-def _verified(cache: Cache, entry: LedgerEntry) -> dict[str, bytes]:
-    """The bytes of a block's files, by array."""
-    found = {}
-    for name, (key, file) in zip(RECORD_ARRAYS, expected_files(entry).items(), strict=True):
-        data = cache.store.read(key)
-        damage = damage_of(file, data)
-        if data is None or damage:
-            raise DamagedRecords(
-                f"{place(cache, entry.block)}: {key} {damage}: run `verify-cache {cache.root} "
-                "--repair`, then the same cache-teacher command, which computes just these rows "
-                "anew"
-            )
-        found[name] = data
-    return found
+    hashlib lets other threads run while it hashes. In a store, `in_order` reads further ahead.
+    """
+    read = partial(verified_files, cache)
+    if cache.store.path_of("zarr.json") is None:
+        yield from cache.store.in_order(read, entries)
+        return
+    running: deque[Future[dict[str, bytes]]] = deque()
+    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="hash") as pool:
+        try:
+            for entry in entries:
+                running.append(pool.submit(read, entry))
+                if len(running) > _AHEAD:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()

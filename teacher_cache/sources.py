@@ -135,7 +135,8 @@ class Sources:
             ImagesChanged: saying how many, and which rows.
         """
         rows = set((np.flatnonzero(known.crc != crc) + known.rows.start).tolist())
-        if rows |= known.absent_rows ^ absent_rows:
+        rows |= known.absent_rows ^ absent_rows
+        if rows:
             raise ImagesChanged(
                 f"{self.name}: {len(rows)} images of rows {known.rows.start}-"
                 f"{known.rows.stop - 1} (first: row {min(rows)}) are not those that the teacher "

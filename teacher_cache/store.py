@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from teacher_cache.bounded_json import read_object
 from teacher_cache.arrays import encode_shard, shard_key
 from teacher_cache.descriptions import description_key, descriptions, encoded_description
 from teacher_cache.encodings import stored_logp
-from teacher_cache.errors import CacheError, DamagedRecords
+from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile
 from teacher_cache.images import ImageIndex
 from teacher_cache.index_files import index_documents, index_files, read_index
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, Layout
@@ -146,7 +147,7 @@ def open_undescribed(root: Root) -> Cache:
 def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
     place = place_of(root)
     try:
-        index = read_index(Path(str(root)), place.read, place.path_of)
+        index = read_index(Path(str(root)), place.read, rows=manifest.image_count)
     except (ValueError, OSError, KeyError, TypeError) as error:
         if isinstance(error, CacheError):
             raise
@@ -155,7 +156,7 @@ def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
             "class_ids from a copy, or from a new cache that the same cache-teacher command "
             "starts elsewhere; the records stay"
         ) from error
-    if len(index) != manifest.image_count or index.digest() != manifest.index_digest:
+    if index.digest() != manifest.index_digest:
         raise CacheError(
             f"{root}: its image index is damaged: restore keys, labels, classes and class_ids "
             "from a copy, or from a new cache that the same cache-teacher command starts "
@@ -192,10 +193,11 @@ def wrong_descriptions(cache: Cache) -> list[str]:
     wrong = []
     for name, document in expected_descriptions(cache).items():
         key = description_key(name)
-        data = cache.store.read(key, at_most=MOST_BYTES)
         try:
-            found = json.loads(data) if data else None
-        except (ValueError, RecursionError):
+            found = read_object(
+                cache.store.read(key, at_most=MOST_BYTES) or b"", at_most=MOST_BYTES
+            )
+        except (ValueError, UnexpectedFile):
             found = None
         counts = (cache.view_count, *cache.former_view_counts)
         accepted = [_with_views(name, document, count) for count in counts]
@@ -340,4 +342,3 @@ def withdraw_block(cache: Cache, block: BlockId, folder: str) -> None:
 def absent_rows(cache: Cache) -> frozenset[int]:
     """Rows whose bytes are no image, as far as source entries say so today."""
     return cache.sources.absent_rows()
-

@@ -252,7 +252,7 @@ class _Blank:
         return views, rows, self.size, self.size, 3
 
     def render_into(self, request: Request, pixels_GBHWC: np.ndarray) -> Marks:
-        return Marks({}, {})
+        return Marks({}, {}, {})
 
     def name_of(self, row: int) -> str:
         return str(row)

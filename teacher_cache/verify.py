@@ -3,34 +3,34 @@
 V views, N rows, S rows a shard.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from teacher_cache.arrays import (
-    INDEX_ARRAYS,
-    array_documents,
-    chunk_index,
-    shard_key,
-)
-from teacher_cache.errors import DamagedRecords
-from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK
+from teacher_cache.arrays import shard_key, source_shard_key
+from teacher_cache.descriptions import description_key
+from teacher_cache.errors import CacheError, DamagedRecords
+from teacher_cache.index_files import INDEX_ARRAYS, chunk_key
+from teacher_cache.layout import RECORD_ARRAYS, SOURCE_ARRAY
 from teacher_cache.ledger import (
+    SAMPLE_KEY,
     BlockId,
-    LedgerEntry,
-    committed_blocks,
-    crc32c_of,
-    entry_key,
-    read_entry,
+    block_key,
+    blocks_in,
+    numbers_in,
+    source_key,
+    views_key,
 )
-from teacher_cache.slab import damage_of, expected_files
+from teacher_cache.slab import verified_files
 from teacher_cache.staging import FOLDER
-from teacher_cache.store import Cache
-
-_ABSENT = 2**64 - 1
-"""Offset and length, in a shard's index, of a chunk that was never written."""
+from teacher_cache.store import (
+    GROUP_KEY,
+    Cache,
+    committed_blocks,
+    read_entry,
+    wrong_descriptions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,17 @@ class Verification:
 
 def verify(cache: Cache) -> Verification:
     """Read every shard, ledger entry and description of a cache, and compare."""
-    damage = list(_wrong_descriptions(cache))
+    damage = [
+        *(Damage(key, "is not what the manifest describes") for key in wrong_descriptions(cache)),
+        *_wrong_sources(cache),
+    ]
     grid, named = set(cache.blocks()), committed_blocks(cache.root)
     size = 0
     for found, read in cache.store.in_order(partial(_damaged_block, cache), sorted(grid & named)):
         damage += found
         size += read
     damage += [
-        Damage(entry_key(block), "names a block outside the cache", block)
+        Damage(block_key(block), "names a block outside the cache", block)
         for block in sorted(named - grid)
     ]
     strays = (*_strays(cache), *cache.store.abandoned())
@@ -141,72 +144,36 @@ def spelled(facts: Mapping[str, Any]) -> str:
 def _damaged_block(cache: Cache, block: BlockId) -> tuple[list[Damage], int]:
     """What is wrong with a block that the ledger names, and the bytes it weighs."""
     try:
-        entry = read_entry(cache.root, block)
-    except DamagedRecords as error:
-        return [Damage(entry_key(block), _reason(error), block)], 0
-    if entry is None:
-        return [], 0
-    return list(_damaged_files(cache, entry)), sum(file.size for file in entry.files)
+        entry = read_entry(cache, block)
+        if entry is None:
+            return [], 0
+        verified_files(cache, entry)
+    except CacheError as error:
+        return [Damage(block_key(block), str(error), block)], 0
+    return [], sum(file.size for file in entry.files)
 
 
-def _damaged_files(cache: Cache, entry: LedgerEntry) -> Iterator[Damage]:
-    for key, file in expected_files(entry).items():
-        data = cache.store.read(key)
-        what = damage_of(file, data) or _wrong_chunks(cache, key, data or b"", entry.block)
-        if what:
-            yield Damage(key, what, entry.block)
-    rows = cache.rows(entry.block.shard)
-    if not all(row in rows for row in entry.absent_rows):
-        yield Damage(entry_key(entry.block), "names absent rows of another block", entry.block)
-
-
-def _wrong_chunks(cache: Cache, key: str, data: bytes, block: BlockId) -> str | None:
-    """What is wrong inside a shard: its index of chunks at its end, and every chunk's CRC-32C."""
-    shard_rows = cache.rows_per_shard
-    chunk_rows = min(4096, shard_rows)
-    count, rows = shard_rows // chunk_rows, len(cache.rows(block.shard))
-    if key.startswith("check/"):
-        chunk_rows, rows = chunk_rows // ROWS_PER_CHECK, -(-rows // ROWS_PER_CHECK)
-    start = len(data) - 16 * count - 4
-    try:
-        index = chunk_index(data, count)
-    except ValueError as error:
-        return str(error)
-    for chunk, (offset, length) in enumerate(index):
-        if chunk * chunk_rows >= rows:
-            if (offset, length) != (_ABSENT, _ABSENT):
-                return f"holds a chunk {chunk} beyond its rows"
-        elif not 4 <= length <= start - min(offset, start):
-            return f"its index places chunk {chunk} outside the file"
-        elif crc32c_of(data[offset : offset + length - 4]) != int.from_bytes(
-            data[offset + length - 4 : offset + length], "little"
-        ):
-            return f"chunk {chunk} does not match its checksum"
-    return None
-
-
-def _wrong_descriptions(cache: Cache) -> Iterator[Damage]:
-    """Record arrays whose `zarr.json` is not what the manifest asks for."""
-    for name, document in array_documents(cache.manifest, len(cache.index)).items():
-        found = json.loads(cache.store.read(f"{name}/zarr.json") or b"null")
-        document["shape"][0] = found["shape"][0]  # views may have been appended
-        if found != document:
-            yield Damage(f"{name}/zarr.json", "is not what the manifest describes")
+def _wrong_sources(cache: Cache) -> Iterator[Damage]:
+    """Source entries that are damaged, or whose file is not the one that they name."""
+    for shard in cache.sources.committed_shards():
+        try:
+            cache.sources.of(shard)
+        except DamagedRecords as error:
+            yield Damage(source_key(shard), str(error))
 
 
 def _strays(cache: Cache) -> Iterator[str]:
-    files = list(cache.store.keys())
+    keys = list(cache.store.keys())
     named = committed_blocks(cache.root)  # after the listing: writers may be at work
-    known = {"zarr.json", f"{FOLDER}/lock"}
-    known |= {f"{name}/zarr.json" for name in (*RECORD_ARRAYS, *INDEX_ARRAYS)}
-    known |= {entry_key(block) for block in named}
+    known = {GROUP_KEY, SAMPLE_KEY, f"{FOLDER}/lock"}
+    known |= {description_key(name) for name in (*RECORD_ARRAYS, SOURCE_ARRAY, *INDEX_ARRAYS)}
+    known |= {chunk_key(name) for name in INDEX_ARRAYS}
+    known |= {block_key(block) for block in named | blocks_in(keys)}
     known |= {shard_key(name, block) for name in RECORD_ARRAYS for block in named}
-    # the index's chunks are covered by its digest; what lies in staging, `abandoned` judges
-    covered = (*(f"{name}/c/" for name in INDEX_ARRAYS), f"{FOLDER}/")
-    for key in files:
-        if key not in known and not key.startswith(covered):
+    shards = range(cache.layout.shards)
+    known |= {source_key(shard) for shard in shards} | {source_shard_key(s) for s in shards}
+    known |= {views_key(count) for count in numbers_in(keys, "views")}
+    # what lies in staging, `abandoned` judges
+    for key in keys:
+        if key not in known and not key.startswith((f"{FOLDER}/", "quarantine/")):
             yield key
-
-
-def _reason(error: DamagedRecords) -> str:
-    return str(error.__context__ or error)

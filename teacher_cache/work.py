@@ -5,17 +5,18 @@ B rows of a batch, G views of a tile.
 
 import time
 from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
-from teacher_cache.ledger import BlockId, committed_blocks, is_committed
+from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Request
 from teacher_cache.place import Claim
 from teacher_cache.progress import Progress
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.store import Cache, missing_blocks
+from teacher_cache.store import Cache, committed_blocks, is_committed, missing_blocks
 
 _TRIED_AT_ONCE = 8
 
@@ -86,13 +87,31 @@ def tiles_come_free(count: "Count", views_per_tile: int) -> Generator[Progress, 
                 held.release()
                 return True
         time.sleep(1.0)
-        count.look()
+        count.look_now()
         yield count.progress(0)
     return False
 
 
+def unheld_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
+    """What is missing though no living writer has it in work."""
+    found = []
+    for tile in missing_tiles(cache, views_per_tile):
+        if (held := cache.store.claim(_name_of(tile))) is not None:
+            held.release()
+            found.append(tile)
+    return [tile for tile in found if not all(_is_there(cache, tile))]
+
+
+def _is_there(cache: Cache, tile: Tile) -> list[bool]:
+    return [is_committed(cache.root, BlockId(view, tile.shard)) for view in tile.views]
+
+
 class Count:
-    """Records of the whole cache: this process's, and those that others commit meanwhile."""
+    """Records of the whole cache: this process's, and those that others commit meanwhile.
+
+    The ledger is listed by a thread: in a bucket of 120,000 blocks a listing takes ten seconds, and
+    the teacher shall not wait for it.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -100,19 +119,36 @@ class Count:
         self.total = len(cache.index) * cache.view_count
         self.finished = 0
         self.own_records = 0
-        self.look()
+        self._listed: set[BlockId] = set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._listing: Future[set[BlockId]] | None = None
+        self.look_now()
         self.resumed = self.finished
 
-    def look(self) -> bool:
-        """Read the ledger; whether the count changed."""
+    def look(self) -> None:
+        """Take over what the last listing found, and begin another where none is under way."""
+        if self._listing is not None and self._listing.done():
+            self._listed = self._listing.result()
+            self._listing = None
+        if self._listing is None:
+            self._listing = self._thread.submit(committed_blocks, self.cache.root)
+        self._sum()
+
+    def look_now(self) -> bool:
+        """Read the ledger and wait for it; whether the count changed."""
         before = self.finished
-        blocks = self.own | {
-            block
-            for block in committed_blocks(self.cache.root)
-            if block.view < self.cache.view_count
-        }
-        self.finished = sum(len(self.cache.rows(block.shard)) for block in blocks)
+        self._listed = committed_blocks(self.cache.root)
+        self._sum()
         return self.finished != before
+
+    def close(self) -> None:
+        """Wait for a listing that is under way, and start no other."""
+        self._thread.shutdown()
+
+    def _sum(self) -> None:
+        views, shards = self.cache.view_count, self.cache.layout.shards
+        blocks = {b for b in self._listed if b.view < views and b.shard < shards} | self.own
+        self.finished = sum(len(self.cache.rows(block.shard)) for block in blocks)
 
     def add(self, tile: Work) -> None:
         """Count a tile of this process's as finished."""
