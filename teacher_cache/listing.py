@@ -11,7 +11,8 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from teacher_cache.errors import UserError, printable
+from teacher_cache.errors import UserError
+from teacher_cache.errors import printable as printable
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}

@@ -36,7 +36,7 @@ class Rendered:
 
     @property
     def checks(self) -> dict[tuple[int, int], int]:
-        """(view, row) -> CRC-32 of the pixels at the cache's size, for the rows that are checked."""
+        """(view, row) -> CRC-32 of the pixels at the cache's size, of checked rows."""
         return self.marks.checks
 
     @property
@@ -45,7 +45,7 @@ class Rendered:
         return self.marks.unreadable
 
     @property
-    def sources_B(self) -> np.ndarray:
+    def sources_B(self) -> np.ndarray:  # noqa: N802  (a shape suffix)
         """uint32 [B] CRC-32C of the bytes of each row's image, as they were read."""
         return np.array([self.marks.sources[row] for row in self.request.rows.tolist()], np.uint32)
 

@@ -1,4 +1,4 @@
-"""Whether what is read here is what the teacher saw: the images' bytes, and the pixels made of them.
+"""Whether what is read here is what the teacher saw: the images' bytes, and their pixels.
 
 B rows of a batch.
 """

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from teacher_cache.bounded_json import read_object
 from teacher_cache.arrays import encode_shard, shard_key
+from teacher_cache.bounded_json import read_object
 from teacher_cache.descriptions import description_key, descriptions, encoded_description
 from teacher_cache.encodings import stored_logp
 from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile
@@ -174,7 +174,7 @@ def _appended(root: Root, owner: Owner) -> set[int]:
         try:
             theirs, document = unseal(data or b"", "views")
             if document["views"] != count:
-                raise ValueError(f"it speaks of {document['views']!r} views")
+                raise ValueError(f"it speaks of {document['views']!r} views")  # noqa: TRY301
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, CacheError):
                 raise

@@ -12,6 +12,7 @@ from teacher_cache.arrays import shard_key, source_shard_key
 from teacher_cache.descriptions import description_key
 from teacher_cache.errors import CacheError, DamagedRecords
 from teacher_cache.index_files import INDEX_ARRAYS, chunk_key
+from teacher_cache.keys import STAGING
 from teacher_cache.layout import RECORD_ARRAYS, SOURCE_ARRAY
 from teacher_cache.ledger import (
     SAMPLE_KEY,
@@ -23,7 +24,6 @@ from teacher_cache.ledger import (
     views_key,
 )
 from teacher_cache.slab import verified_files
-from teacher_cache.staging import FOLDER
 from teacher_cache.store import (
     GROUP_KEY,
     Cache,
@@ -165,7 +165,7 @@ def _wrong_sources(cache: Cache) -> Iterator[Damage]:
 def _strays(cache: Cache) -> Iterator[str]:
     keys = list(cache.store.keys())
     named = committed_blocks(cache.root)  # after the listing: writers may be at work
-    known = {GROUP_KEY, SAMPLE_KEY, f"{FOLDER}/lock"}
+    known = {GROUP_KEY, SAMPLE_KEY, f"{STAGING}/lock"}
     known |= {description_key(name) for name in (*RECORD_ARRAYS, SOURCE_ARRAY, *INDEX_ARRAYS)}
     known |= {chunk_key(name) for name in INDEX_ARRAYS}
     known |= {block_key(block) for block in named | blocks_in(keys)}
@@ -175,5 +175,5 @@ def _strays(cache: Cache) -> Iterator[str]:
     known |= {views_key(count) for count in numbers_in(keys, "views")}
     # what lies in staging, `abandoned` judges
     for key in keys:
-        if key not in known and not key.startswith((f"{FOLDER}/", "quarantine/")):
+        if key not in known and not key.startswith((f"{STAGING}/", "quarantine/")):
             yield key

@@ -19,9 +19,8 @@ from small import (
 
 from student.checkpoint import load_checkpoint
 from student.metrics import read_metrics
-from teacher_cache.ledger import committed_blocks
 from teacher_cache.slab import read_slab
-from teacher_cache.store import missing_blocks, open_cache
+from teacher_cache.store import committed_blocks, missing_blocks, open_cache
 
 pytestmark = pytest.mark.kill
 VIEWS = 24

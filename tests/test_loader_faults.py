@@ -25,8 +25,8 @@ from student.recipe import StudentRecipe
 from student.run import start_or_continue
 from student.train import train
 from teacher_cache.images import index_images, rebase
-from teacher_cache.ledger import committed_blocks
 from teacher_cache.recipe import parse_recipe
+from teacher_cache.store import committed_blocks
 
 pytestmark = pytest.mark.kill
 

@@ -18,10 +18,9 @@ from small import (
 )
 from test_writers import assert_same_records
 
-from teacher_cache.ledger import committed_blocks
 from teacher_cache.place import locate
 from teacher_cache.recipe import CacheRecipe, parse_recipe
-from teacher_cache.store import missing_blocks, open_cache
+from teacher_cache.store import committed_blocks, missing_blocks, open_cache
 from teacher_cache.verify import verify
 
 DOCUMENT = cache_document(

@@ -10,12 +10,19 @@ from small import build_teacher, cache_document, cache_recipe, closed, fill_cach
 from teacher_cache.errors import CacheError
 from teacher_cache.fill import fill
 from teacher_cache.images import ImagesError, index_images
-from teacher_cache.ledger import BlockId, committed_blocks, read_entry
+from teacher_cache.ledger import BlockId
 from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import digest_of
 from teacher_cache.render import decode_image, pixel_crc, render
 from teacher_cache.slab import read_slab
-from teacher_cache.store import absent_rows, checked_row, missing_blocks, open_cache
+from teacher_cache.store import (
+    absent_rows,
+    checked_row,
+    committed_blocks,
+    missing_blocks,
+    open_cache,
+    read_entry,
+)
 from teacher_cache.topk import top_k
 from teacher_cache.views import sample_view
 from teacher_cache.work import missing_tiles
@@ -102,7 +109,7 @@ def test_progress_counts_records_and_closing_commits_the_tile_at_hand_and_tells_
     assert {p.total for p in seen} == {270}
     left = closed(job)
     assert (left.done, left.own, left.resumed) == (128, 128, 0)
-    entries = [read_entry(cache.root, block) for block in committed_blocks(cache.root)]
+    entries = [read_entry(cache, block) for block in committed_blocks(cache.root)]
     assert left.metrics == {"bytes": sum(file.size for entry in entries for file in entry.files)}
     assert missing_blocks(cache) == [
         block for block in cache.blocks() if block not in {
@@ -120,7 +127,7 @@ def test_a_full_cache_has_nothing_left_to_do(filled, scans):
 
 
 def test_the_ledger_says_who_computed_a_block(filled):
-    producer = read_entry(filled.root, BlockId(0, 0)).producer
+    producer = read_entry(filled, BlockId(0, 0)).producer
     assert producer["torch"] == torch.__version__
     assert producer["device"]
     assert producer["host"]
@@ -251,7 +258,7 @@ def test_every_tile_says_where_its_time_went(started):
     told = [p.metrics for p in fill(cache, index, teacher, recipe) if p.metrics]
     *metrics, last = [dict(metrics) for metrics in told]
     written = [metrics.pop("bytes") for metrics in metrics]
-    entries = [read_entry(cache.root, block) for block in committed_blocks(cache.root)]
+    entries = [read_entry(cache, block) for block in committed_blocks(cache.root)]
     assert last == {"bytes": sum(file.size for entry in entries for file in entry.files)}
     assert written == sorted(written)
     assert len(metrics) == tiles

@@ -10,9 +10,8 @@ import pytest
 from small import REPOSITORY, cache_recipe
 from test_store import index_of, manifest_of
 
-from teacher_cache.ledger import read_entry
 from teacher_cache.plan import slab_bytes
-from teacher_cache.store import Block, create_cache, missing_blocks, write_block
+from teacher_cache.store import Block, create_cache, missing_blocks, read_entry, write_block
 from teacher_cache.topk import TopK
 
 ROWS, RANKS = 1_281_167, 4
@@ -86,7 +85,7 @@ def imagenet(tmp_path_factory):
         logp, tail = (-random.gamma(2, 1, (rows, k)).astype("f2") for k in (10, 2))
         check = random.integers(1, 2**32, -(-rows // 32), dtype=np.uint32)
         write_block(cache, Block(block, TopK(ids, logp, tail), check), {})
-    entries = [read_entry(cache.root, block) for block in cache.blocks()]
+    entries = [read_entry(cache, block) for block in cache.blocks()]
     return recipe, cache, max(sum(file.size for file in entry.files) for entry in entries)
 
 

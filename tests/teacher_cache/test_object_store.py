@@ -16,11 +16,18 @@ from zarr.storage import ObjectStore
 from teacher_cache.arrays import encode_shard
 from teacher_cache.bucket import Bucket
 from teacher_cache.errors import CacheError, DamagedRecords, LocationError, StoreError
-from teacher_cache.ledger import BlockId, committed_blocks
+from teacher_cache.ledger import BlockId
 from teacher_cache.place import locate, place_of
 from teacher_cache.repair import repair
 from teacher_cache.slab import read_slab
-from teacher_cache.store import append_views, create_cache, missing_blocks, open_cache, write_block
+from teacher_cache.store import (
+    append_views,
+    committed_blocks,
+    create_cache,
+    missing_blocks,
+    open_cache,
+    write_block,
+)
 from teacher_cache.verify import verify
 
 DAMAGES = ("first", "middle", "index", "truncated", "emptied", "removed")

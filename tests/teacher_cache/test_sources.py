@@ -19,11 +19,10 @@ from student.run import start_or_continue
 from student.train import train
 from teacher_cache.fill import fill
 from teacher_cache.images import ImagesError, index_images, rebase
-from teacher_cache.ledger import committed_blocks
 from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import parse_recipe
 from teacher_cache.slab import read_slab
-from teacher_cache.store import missing_blocks, open_cache
+from teacher_cache.store import committed_blocks, missing_blocks, open_cache
 
 FORMS = ("tar", "inside a tar", "class tars", "hfds", "wds")
 

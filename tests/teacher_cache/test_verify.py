@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from teacher_cache.errors import DamagedRecords
-from teacher_cache.ledger import BlockId, LedgerEntry, encode_entry, entry_key, read_entry
+from teacher_cache.ledger import BlockId, LedgerEntry, encode_entry, entry_key
 from teacher_cache.place import place_of
 from teacher_cache.repair import repair
 from teacher_cache.slab import read_slab
 from teacher_cache.staging import claim, stage
-from teacher_cache.store import Block, missing_blocks, open_cache, write_block
+from teacher_cache.store import Block, missing_blocks, open_cache, read_entry, write_block
 from teacher_cache.topk import TopK
 from teacher_cache.verify import verify
 

@@ -11,9 +11,9 @@ import pytest
 from small import cache_document, cli_environment, command, sigkill, to_toml
 from test_store import block_of, new_cache
 
-from teacher_cache.ledger import BlockId, committed_blocks
+from teacher_cache.ledger import BlockId
 from teacher_cache.slab import read_slab
-from teacher_cache.store import missing_blocks, open_cache, write_block
+from teacher_cache.store import committed_blocks, missing_blocks, open_cache, write_block
 from teacher_cache.verify import verify
 
 
