@@ -64,11 +64,11 @@ def test_a_reader_without_zarr_finds_the_records_where_the_document_says(filled)
             assert (len(data), crc) == (stated["size"], stated["crc32c"])
         rows = slice(32 * shard, min(32 * shard + 32, 90))
         for name, dtype in (("ids", "u2"), ("logp", "f2"), ("tail", "f2")):
-            (chunk,) = chunks(filled.root / name / "c" / "2" / str(shard) / "0", 1)
+            (chunk,) = chunks(filled.root / name / f"c.2.{shard}.0", 1)
             values = np.array(standalone.simple_decompress(chunk)).astype(dtype)
             found = values.reshape(32, 2)[: rows.stop - rows.start]
             np.testing.assert_array_equal(found, expected[name][rows])
-        (check,) = chunks(filled.root / "check" / "c" / "2" / str(shard), 1)
+        (check,) = chunks(filled.root / "check" / f"c.2.{shard}", 1)
         assert np.frombuffer(check, "<u4")[0] == slab.check[shard]
 
 
@@ -85,7 +85,7 @@ def test_a_compact_cache_holds_the_codes_that_the_document_states(encoded):
     stated = json.loads((cache.root / "logp" / "zarr.json").read_text())
     assert (stated["data_type"], stated["fill_value"]) == ("uint16", 65535)
     assert stated["attributes"]["sqrt_scale"] == 320
-    (chunk,) = chunks(cache.root / "logp" / "c" / "2" / "0" / "0", 1)
+    (chunk,) = chunks(cache.root / "logp" / "c.2.0.0", 1)
     codes = np.array(standalone.simple_decompress(chunk)).reshape(32, 2)
     expected = np.rint(320 * np.sqrt(-read_slab(exact, 2).logp_NK[:32].astype("f8")))
     np.testing.assert_array_equal(codes, expected)

@@ -270,7 +270,7 @@ def test_a_half_filled_cache_trains_up_to_the_hole_and_names_it(own_cache, scans
 
 
 def test_a_flipped_byte_in_the_cache_stops_training(own_cache, scans, tmp_path):
-    path = own_cache / "logp" / "c" / "0" / "1" / "0"
+    path = own_cache / "logp" / "c.0.1.0"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

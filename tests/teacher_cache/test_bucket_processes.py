@@ -243,7 +243,7 @@ def test_an_outage_stops_a_training_and_the_same_command_ends_it(
         }
 
         def fail_after_the_first_view(method, path):
-            if "/c/0/2" in path and "check" in path:
+            if "/c.0.2" in path and "check" in path:
                 proxy.mode = 500
 
         proxy.before_reply = fail_after_the_first_view

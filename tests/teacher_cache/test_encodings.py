@@ -34,7 +34,7 @@ from teacher_cache.topk import top_k
 from teacher_cache.verify import verify
 
 OTHERS = [Encoding.PORTABLE, Encoding.COMPACT]
-SHARDS = [f"{name}/c/1/2{'' if name == 'check' else '/0'}" for name in RECORD_ARRAYS]
+SHARDS = [f"{name}/c.1.2{'' if name == 'check' else '.0'}" for name in RECORD_ARRAYS]
 
 
 def slabs(cache):
@@ -235,10 +235,10 @@ def test_a_writer_whose_zarr_is_set_to_another_pipeline_writes_the_same_bytes(
 @pytest.mark.parametrize("name", RECORD_ARRAYS)
 def test_a_chunk_of_another_length_is_refused(encoded, encoding, name):
     cache = encoded(encoding)
-    shard = (cache.root / name / "c/1/0" / ("" if name == "check" else "0")).read_bytes()
+    shard = (cache.root / name / ("c.1.0" if name == "check" else "c.1.0.0")).read_bytes()
     ((offset, length),) = chunk_index(shard, 1)
     chunk = shard[offset : offset + length - 4]
-    layout = cache.layout()
+    layout = cache.layout
     out = layout.arrays_in(np.zeros(layout.nbytes, np.uint8))[name][: 32 if name != "check" else 1]
     decode_chunk(name, chunk, out.reshape(-1), encoding)
     for count in (out.size // 2, 2 * out.size):

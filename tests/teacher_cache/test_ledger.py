@@ -4,81 +4,124 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.errors import DamagedRecords
 from teacher_cache.ledger import (
+    BlockEntry,
     BlockId,
-    LedgerEntry,
+    Owner,
+    SourceEntry,
     StoredFile,
-    committed_blocks,
-    crc32c_of,
-    encode_entry,
-    entry_key,
-    is_committed,
-    read_entry,
+    block_key,
+    blocks_in,
+    decode_block,
+    decode_source,
+    encode_block,
+    encode_source,
+    named_files,
+    numbers_in,
+    seal,
+    sha256_of,
+    unseal,
 )
-from teacher_cache.place import place_of
 
-ENTRY = LedgerEntry(
-    BlockId(2, 5),
-    (StoredFile("ids/c/2/5/0", 123, 0xDEADBEEF), StoredFile("check/c/2/5", 9, 7)),
-    (4, 9),
+OWNER = Owner("0123456789abcdef" * 2, "a" * 64)
+BLOCK = BlockId(2, 5)
+ENTRY = BlockEntry(
+    OWNER,
+    BLOCK,
+    (StoredFile.of("ids/c.2.5.0", b"ids"), StoredFile.of("check/c.2.5", b"check")),
+    "b" * 64,
     {"host": "a", "torch": "2"},
+    {},
 )
+SOURCE = SourceEntry(OWNER, 5, StoredFile.of("source/c.5", b"crc"), (163, 170), {"host": "a"})
 
 
-def commit_entry(root, entry):
-    """As a block's writer names it; False when another writer was first."""
-    return place_of(root).add(entry_key(entry.block), encode_entry(entry))
+def test_entries_are_read_back_as_they_were_written():
+    assert decode_block(encode_block(ENTRY), BLOCK) == ENTRY
+    assert decode_source(encode_source(SOURCE), 5) == SOURCE
+    assert named_files(encode_block(ENTRY)) == ENTRY.files
+    assert named_files(encode_source(SOURCE)) == (SOURCE.file,)
+    assert unseal(seal("views", OWNER, {"views": 9}), "views") == (OWNER, {"views": 9})
 
 
-def test_crc32c_is_castagnolis():
-    assert crc32c_of(b"123456789") == 0xE3069283  # the check value of RFC 3720's polynomial
-
-
-def test_an_entry_is_read_back_as_committed_and_listed(tmp_path):
-    assert read_entry(tmp_path, ENTRY.block) is None
-    assert commit_entry(tmp_path, ENTRY)
-    assert read_entry(tmp_path, ENTRY.block) == ENTRY
-    assert committed_blocks(tmp_path) == {ENTRY.block}
-    assert is_committed(tmp_path, ENTRY.block)
-    assert not is_committed(tmp_path, BlockId(5, 2))
-
-
-def test_the_first_writer_of_a_block_wins_and_leaves_no_other_file(tmp_path):
-    assert commit_entry(tmp_path, ENTRY)
-    other = LedgerEntry(ENTRY.block, (), (), {"host": "b"})
-    assert not commit_entry(tmp_path, other)
-    assert read_entry(tmp_path, ENTRY.block) == ENTRY
-    assert [p.name for p in (tmp_path / "ledger" / "2").iterdir()] == ["5.json"]
+def test_a_file_is_known_by_its_content():
+    file = StoredFile.of("ids/c.2.5.0", b"ids")
+    assert file.sha256 == sha256_of(b"ids")
+    assert file.damage(b"ids") is None
+    assert file.damage(b"sdi") == "is not what was committed"
+    assert file.damage(b"id") == "has 2 bytes, 3 were committed"
+    assert file.damage(None) == "is missing"
 
 
 @given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_no_flipped_bit_of_an_entry_goes_unnoticed(tmp_path_factory, at, bit):
-    root = tmp_path_factory.mktemp("ledger")
-    commit_entry(root, ENTRY)
-    path = root / "ledger" / "2" / "5.json"
-    data = bytearray(path.read_bytes())
+@pytest.mark.parametrize("kind", ["block", "source"])
+def test_no_flipped_bit_of_an_entry_goes_unnoticed(kind, at, bit):
+    data = bytearray(encode_block(ENTRY) if kind == "block" else encode_source(SOURCE))
     before = json.loads(data)
     data[int(at * len(data))] ^= 1 << bit
-    path.write_bytes(data)
     try:
-        assert read_entry(root, ENTRY.block) == ENTRY
-        assert json.loads(data) == before  # only white space changed
-    except DamagedRecords as error:
-        assert "verify-cache" in str(error)
+        found = decode_block(data, BLOCK) if kind == "block" else decode_source(data, 5)
+    except (ValueError, KeyError, TypeError):
+        return
+    assert found == (ENTRY if kind == "block" else SOURCE)
+    assert json.loads(data) == before  # only white space changed
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"entry_crc32c": 3}'])
-def test_an_entry_that_is_none_is_damage_and_not_a_crash(tmp_path, text):
-    commit_entry(tmp_path, ENTRY)
-    (tmp_path / "ledger" / "2" / "5.json").write_text(text)
-    with pytest.raises(DamagedRecords, match=r"5\.json is damaged"):
-        read_entry(tmp_path, ENTRY.block)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        '{"entry_sha256": 3}',
+        "[" * 100_000,
+        '{"a": NaN}',
+        '{"a": 1, "a": 2}',
+        "1" * 5000,
+        '{"entry_sha256": ' + "9" * 5000 + "}",
+    ],
+)
+def test_what_is_no_entry_is_an_error_in_words_and_not_a_crash(text):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        decode_block(text.encode(), BLOCK)
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        named_files(text.encode())
 
 
-def test_an_entry_under_another_blocks_name_is_damage(tmp_path):
-    commit_entry(tmp_path, ENTRY)
-    folder = tmp_path / "ledger" / "2"
-    (folder / "5.json").rename(folder / "6.json")
-    with pytest.raises(DamagedRecords, match="it speaks of view 2, shard 5"):
-        read_entry(tmp_path, BlockId(2, 6))
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"files": []},
+        {"files": {"ids/c.2.5.0": 3}},
+        {"files": {"ids/c.2.5.0": {"size": -1, "sha256": ""}}},
+        {"files": {"ids/c.2.5.0": {"size": True, "sha256": ""}}},
+        {"source": None},
+        {"producer": {"host": 3}},
+        {"tables": []},
+    ],
+)
+def test_an_entry_with_a_true_digest_and_senseless_content_is_an_error(content):
+    _, document = unseal(encode_block(ENTRY), "block")
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        decode_block(seal("block", OWNER, {**document, **content}), BLOCK)
+
+
+def test_an_entry_of_another_kind_or_block_is_an_error():
+    with pytest.raises(ValueError, match="an entry of the kind 'block', not 'source'"):
+        decode_source(encode_block(ENTRY), 5)
+    with pytest.raises(ValueError, match="it speaks of view 2, shard 5"):
+        decode_block(encode_block(ENTRY), BlockId(2, 6))
+    with pytest.raises(ValueError, match="it speaks of shard 5"):
+        decode_source(encode_source(SOURCE), 6)
+
+
+def test_only_names_of_the_format_are_entries():
+    keys = ["ledger/0/1.json", "ledger/12/0.json", "ledger/01/1.json", "ledger/0/1.json.bak"]
+    keys += ["ledger/source/3.json", "ledger/views/8.json", "ledger/views/x.json", "ledger/a/b/c"]
+    keys += ["ledger/\u0663/1.json", "ledger/99999999999/1.json"]
+    assert blocks_in(keys) == {BlockId(0, 1), BlockId(12, 0)}
+    assert numbers_in(keys, "source") == {3}
+    assert numbers_in(keys, "views") == {8}
+    assert block_key(BlockId(12, 0)) == "ledger/12/0.json"

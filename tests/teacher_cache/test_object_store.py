@@ -128,7 +128,7 @@ def test_an_entry_without_its_shards_and_shards_without_their_entry(remote, buck
 
 def test_what_nobody_made_is_a_stray_and_repair_removes_just_that(remote, bucket):
     before = bucket.contents()
-    for key in ("ids/c/0/0/0.bak", "notes.txt", "ids/c/7/0/0", "staging/tile-0-0"):
+    for key in ("ids/c.0.0.0.bak", "notes.txt", "ids/c.7.0.0", "staging/tile-0-0"):
         bucket.write(key, b"x")
     living = remote.root.claim("tile-1-0")
     found = verify(remote)
@@ -212,7 +212,7 @@ def test_what_a_killed_writer_of_another_device_left_is_replaced(bucket):
     writer = other_writer(cache)
     write_block(writer, block_of(cache, block, seed=1), {})
     bucket.remove("ledger/0/0.json")  # its files are there, its entry never came
-    bucket.remove("check/c/0/0")
+    bucket.remove("check/c.0.0")
     write_block(writer, block_of(cache, block, seed=2), {})
     assert verify(cache).damage == ()
     expected = block_of(cache, block, seed=2).topk.logp_BK
@@ -233,7 +233,7 @@ def test_a_file_that_another_replaces_around_the_commit_is_noticed_and_mended(
     def land(method, path):
         if method == "PUT" and path.endswith("ledger/0/0.json") and not landed:
             landed.append(path)
-            bucket.write("logp/c/0/0/0", b"another device's records")
+            bucket.write("logp/c.0.0.0", b"another device's records")
 
     with FaultyProxy(bucket_server.port) as proxy:
         proxy.before_reply = land
@@ -249,7 +249,7 @@ def test_a_request_that_lands_even_later_is_found_and_refused(bucket):
     cache = new_cache(bucket.url, views__count=1)
     for block in cache.blocks():
         write_block(cache, block_of(cache, block), {})
-    block, key = cache.blocks()[1], "logp/c/0/1/0"
+    block, key = cache.blocks()[1], "logp/c.0.1.0"
     other = block_of(cache, block, seed=1).topk.logp_BK
     whole = encode_shard(cache.root, block, cache.rows(1), "logp", other)
     bucket.write(key, whole)  # sound in itself, and of another writer
@@ -304,7 +304,7 @@ def test_a_creation_that_was_killed_is_taken_over(bucket):
     for key in list(whole)[::2]:
         bucket.remove(key)
     bucket.remove("zarr.json")
-    bucket.write("labels/c/0", b"torn")
+    bucket.write("labels/c.0", b"torn")
     new_cache(bucket.url)
     assert bucket.contents() == whole
 

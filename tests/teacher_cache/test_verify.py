@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from teacher_cache.errors import DamagedRecords
-from teacher_cache.ledger import BlockId, LedgerEntry, encode_entry, entry_key
+from teacher_cache.ledger import BlockId, encode_block
 from teacher_cache.place import place_of
 from teacher_cache.repair import repair
 from teacher_cache.slab import read_slab
@@ -18,7 +18,7 @@ from teacher_cache.topk import TopK
 from teacher_cache.verify import verify
 
 BLOCK = BlockId(1, 2)
-FILES = ("ids/c/1/2/0", "logp/c/1/2/0", "tail/c/1/2/0", "check/c/1/2", "ledger/1/2.json")
+FILES = ("ids/c.1.2.0", "logp/c.1.2.0", "tail/c.1.2.0", "check/c.1.2", "ledger/1/2.json")
 DAMAGES = ("first", "middle", "index", "truncated", "emptied", "removed")
 
 
@@ -54,7 +54,7 @@ def test_a_full_cache_is_sound_and_every_byte_of_its_records_is_read(filled):
     assert found.is_sound
     assert (found.blocks, len(found.damage), len(found.missing), len(found.strays)) == (9, 0, 0, 0)
     names = ("ids", "logp", "tail", "check")
-    shards = [p for name in names for p in (filled.root / name / "c").rglob("*") if p.is_file()]
+    shards = [p for name in names for p in (filled.root / name).glob("c.*") if p.is_file()]
     assert found.bytes == sum(path.stat().st_size for path in shards)
 
 
@@ -113,7 +113,7 @@ def test_shards_without_an_entry_are_strays_and_their_rows_missing(own_cache, fi
 def test_what_nobody_made_is_a_stray_and_repair_removes_just_that(own_cache):
     cache = open_cache(own_cache)
     before = contents(own_cache)
-    for name in ("ids/c/0/0/0.bak", "notes.txt", "ids/c/7/0/0", "staging/dead.tmp"):
+    for name in ("ids/c.0.0.0.bak", "notes.txt", "ids/c.7.0.0", "staging/dead.tmp"):
         path = own_cache / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
@@ -138,7 +138,7 @@ def test_an_entry_outside_the_cache_and_one_that_names_too_few_files_are_damage(
     place_of(own_cache).add(entry_key(BLOCK), encode_entry(short))
     found = verify(cache)
     assert [(d.file, d.what) for d in found.damage] == [
-        ("ids/c/1/2/0", "is not named by its ledger entry"),
+        ("ids/c.1.2.0", "is not named by its ledger entry"),
         ("ledger/9/9.json", "names a block outside the cache"),
     ]
     with pytest.raises(DamagedRecords, match="is not named by its ledger entry"):
@@ -230,7 +230,7 @@ def test_the_command_names_view_and_rows_and_its_exit_code_says_whether_the_cach
     before = (own_cache / FILES[0]).read_bytes()
     change(own_cache / FILES[0], "middle")
     done = cli("verify-cache", own_cache, check=1).stdout
-    assert "damaged  view 1, rows 64-89: ids/c/1/2/0 is not what was committed" in done
+    assert "damaged  view 1, rows 64-89: ids/c.1.2.0 is not what was committed" in done
     facts = json.loads(cli("verify-cache", own_cache, "--json", check=1).stdout)
     assert (facts["sound"], facts["damage"][0]["rows"]) == (False, [64, 89])
     done = cli("verify-cache", own_cache, "--repair", check=1).stdout
