@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from teacher_cache.recipe import CacheRecipe
     from teacher_cache.teacher import Teacher
 
+BLOCKS_LEFT = 3
+"""Exit code of a cache-teacher that ended though blocks are missing that nobody has in work."""
+
 app = typer.Typer(
     help="Distil a big image teacher into a compact student, and pay for the teacher once.",
     no_args_is_help=True,
@@ -52,6 +55,13 @@ AcceptOption = Annotated[
     typer.Option(
         "--accept-pixel-libraries",
         help="Go on with other versions if a sample of the pixels is the same.",
+    ),
+]
+AcceptTeacherOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-teacher-libraries",
+        help="Go on with another torch or timm if a sample of the teacher's answers is the same.",
     ),
 ]
 OverridesOption = Annotated[
@@ -93,6 +103,7 @@ def cache_teacher(
         int, typer.Option(min=1, envvar="WORLD_SIZE", help="How many writers share the work.")
     ] = 1,
     accept_pixel_libraries: AcceptOption = False,
+    accept_teacher_libraries: AcceptTeacherOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
@@ -102,6 +113,8 @@ def cache_teacher(
     from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
     from teacher_cache.store import missing_blocks
+    from teacher_cache.teacher_sample import read_sample
+    from teacher_cache.work import unheld_tiles
 
     if rank >= world_size:
         raise typer.BadParameter(f"got --rank {rank}, expected 0 to {world_size - 1}")
@@ -111,12 +124,19 @@ def cache_teacher(
     index = _index(settings, data)
     teacher = _teacher(settings, index.class_count, device)
     cache = open_or_create(
-        root, settings, index, teacher, accept_pixel_libraries=accept_pixel_libraries
+        root,
+        settings,
+        index,
+        teacher,
+        accept_pixel_libraries=accept_pixel_libraries,
+        accept_teacher_libraries=accept_teacher_libraries,
     )
+    sample = read_sample(cache)
+    asked = {"teacher top-1": round(sample.top1, 4)} if sample else {}
     recorder = record_job(
         kind="cache-teacher",
         unit="records",
-        config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data},
+        config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data, **asked},
         out=out,
         device=str(teacher.device),
         rank=rank,
@@ -127,6 +147,10 @@ def cache_teacher(
     _run(job, recorder, left, shown=True)
     missing = len(missing_blocks(cache))
     state = f"{missing} blocks are still with other writers" if missing else "complete"
+    if missing and unheld_tiles(cache, settings.storage.views_per_tile):
+        state = f"{missing} blocks are missing, and no living writer has them in work"
+        print(f"cache {root}: {state}: run the same command again", file=sys.stderr)
+        raise SystemExit(BLOCKS_LEFT)
     print(f"cache {root}: {cache.view_count} views of {len(index)} images, {state}")
 
 
@@ -473,10 +497,15 @@ def _run(job: "Job", recorder: "Recorder", artifacts: Mapping[str, Path], *, sho
 
 
 def _index(settings: "CacheRecipe", data: str) -> "ImageIndex":
-    from teacher_cache.images import index_images, read_class_map
+    from teacher_cache.images import index_images, read_class_map, require_clear_order
 
-    class_map = settings.images.class_map
-    return index_images(data, class_ids=read_class_map(class_map) if class_map else None)
+    images, section = settings.images, settings.teacher
+    class_ids = read_class_map(images.class_map) if images.class_map else None
+    index = index_images(data, class_ids=class_ids, class_order=images.class_order)
+    is_trained = any(each.pretrained or each.checkpoint for each in (section, *section.ensemble))
+    if is_trained and class_ids is None and images.class_order is None:
+        require_clear_order(index)
+    return index
 
 
 def _teacher(settings: "CacheRecipe", class_count: int, device: str) -> "Teacher":

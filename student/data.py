@@ -113,14 +113,7 @@ def replayed_data(
             f"distill.temperature is {recipe.distill.temperature}, the cache holds tails for "
             f"{', '.join(map(str, temperatures))}: choose one of these, or fill a cache with it"
         )
-    renderer = ViewRenderer(
-        index=index,
-        policy=cached.views,
-        seed=cached.views.seed,
-        size=recipe.student.size or cached.views.size,
-        interpolation=cached.views.interpolation,
-        check_size=cached.views.size,
-    )
+    renderer = ViewRenderer.of(index, cached.views, recipe.student.size)
     absent = absent_rows(cache)
     return TrainingData(
         index,

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from teacher_cache.encodings import kl_cost
 from teacher_cache.errors import CacheError
@@ -151,9 +150,7 @@ def _audit_view(
 ) -> Audit:
     recipe = cache.manifest.parsed_recipe()
     views, batch = recipe.views, recipe.teacher.batch_size
-    renderer = ViewRenderer(
-        index, views, views.seed, views.size, views.interpolation, check_size=views.size
-    )
+    renderer = ViewRenderer.of(index, views)
     slab = read_slab(cache, view)
     rows = rows[~np.isin(rows, list(slab.absent_rows))]
     logits: list[Tensor] = []
@@ -164,9 +161,7 @@ def _audit_view(
             raise CacheError(f"{index.root / index.keys[row]}: {reason}: restore the image")
         require_same_images(cache.sources, index, part)
         checks |= part.checks
-        pixels_BHWC = part.pixels_GBHWC[0]
-        full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, batch - len(pixels_BHWC)))
-        logits.append(teacher.logits(full)[: len(pixels_BHWC)].cpu())
+        logits.append(teacher.logits_of_batch(part.pixels_GBHWC[0], batch).cpu())
     wrong = differing_pixels(checks, slab.check)
     log_p_BC = torch.log_softmax(torch.cat(logits).double(), dim=1)
     ids_BK = torch.from_numpy(slab.ids_NK[rows].astype(np.int64))

@@ -73,7 +73,7 @@ def fill(
         while left:
             work: deque[Work] = deque()
             requests = _requests(take_tiles(cache, recipe, rank, world_size), work)
-            renderer = _renderer(index, recipe)
+            renderer = ViewRenderer.of(index, recipe.views)
             try:
                 with (
                     rendered(renderer, requests, settings, largest=largest) as stream,
@@ -191,18 +191,6 @@ def _commit(
         )
     finally:
         tile.held.release()
-
-
-def _renderer(index: ImageIndex, recipe: CacheRecipe) -> ViewRenderer:
-    views = recipe.views
-    return ViewRenderer(
-        index=index,
-        policy=views,
-        seed=views.seed,
-        size=views.size,
-        interpolation=views.interpolation,
-        check_size=views.size,
-    )
 
 
 def _producer(teacher: Teacher) -> dict[str, str]:

@@ -7,6 +7,7 @@ classes' numbers and the matching by key are the same for all of them, and are h
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,14 +74,51 @@ class ImageIndex:
         )
 
 
-def index_images(data: Path | str, *, class_ids: Mapping[str, int] | None = None) -> ImageIndex:
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names as timm orders class folders: case-blind, and numbers in them by their value."""
+
+    def key(name: str) -> list[tuple[int, int | str]]:
+        parts = re.split(r"(\d+)", name.lower())
+        return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+
+    return sorted(names, key=lambda name: (key(name), os.fsencode(name)))
+
+
+def require_clear_order(index: ImageIndex) -> None:
+    """Refuse class folders that timm and torchvision number otherwise, for a trained teacher.
+
+    Raises:
+        ImagesError: showing both orders.
+    """
+    by_bytes = sorted(index.class_ids, key=os.fsencode)
+    by_timm = natural_order(index.class_ids)
+    if by_bytes != by_timm:
+        at = next(
+            n for n, pair in enumerate(zip(by_bytes, by_timm, strict=True)) if len({*pair}) > 1
+        )
+        orders = [", ".join(map(printable, names[at : at + 3])) for names in (by_bytes, by_timm)]
+        raise ImagesError(
+            f"the class folders have two orders: from class {at} on, {orders[0]} in the order of "
+            f"bytes (torchvision's), {orders[1]} in timm's: set images.class_order to the one that "
+            'the teacher was trained with ("bytes" or "timm"), or name a file by images.class_map'
+        )
+
+
+def index_images(
+    data: Path | str,
+    *,
+    class_ids: Mapping[str, int] | None = None,
+    class_order: str | None = None,
+) -> ImageIndex:
     """List what --data names, by class and then by key, both in byte order.
 
     Args:
         data: a folder of class folders, or of one tar a class; a tar of either, or a folder inside
             one (`images.tar/train`); `hfds/NAME[:SPLIT]`; `wds/PATH[:SPLIT]`.
         class_ids: from class folder to class id; None takes the source's own, or else numbers the
-            folders in byte order from 0.
+            folders from 0.
+        class_order: "timm" numbers them in timm's natural order, else their bytes count. The order
+            of rows is the bytes' in any case.
 
     Raises:
         ImagesError: what the source cannot be used for, or a class that `class_ids` does not name.
@@ -90,7 +128,8 @@ def index_images(data: Path | str, *, class_ids: Mapping[str, int] | None = None
     used = {listing.classes[number] for number in np.unique(listing.labels).tolist()}
     names = sorted(used if listing.class_ids else listing.classes, key=os.fsencode)
     if class_ids is None:
-        class_ids = listing.class_ids or {name: number for number, name in enumerate(names)}
+        ordered = natural_order(names) if class_order == "timm" else names
+        class_ids = listing.class_ids or {name: number for number, name in enumerate(ordered)}
     if unknown := [name for name in names if name not in class_ids]:
         raise ImagesError(
             f"{listing.root} has {several(unknown, 'class folder')} that the class list of "

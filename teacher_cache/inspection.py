@@ -6,6 +6,7 @@ from typing import Any
 
 from teacher_cache.errors import DamagedRecords
 from teacher_cache.store import Cache, committed_blocks, read_entry
+from teacher_cache.teacher_sample import read_sample
 
 
 def inspect(cache: Cache) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def inspect(cache: Cache) -> dict[str, Any]:
         "cache id": cache.manifest.cache_id,
         "teacher": recipe.teacher.name,
         "teacher weights": cache.manifest.teacher_weights_sha256,
+        **_sampled(cache),
         "recipe digest": cache.manifest.recipe_digest,
         "images": len(cache.index),
         "classes": cache.manifest.class_count,
@@ -52,4 +54,16 @@ def inspect(cache: Cache) -> dict[str, Any]:
         "bytes a record, all counted": round(everything / records, 1) if records else None,
         "pixel engine": cache.manifest.pixel_engine,
         "absent images": [cache.index.keys[row] for row in absent],
+    }
+
+
+def _sampled(cache: Cache) -> dict[str, Any]:
+    """How the teacher did on the sample that it was asked before the first block."""
+    sample = read_sample(cache)
+    if sample is None:
+        return {}
+    return {
+        "teacher top-1 of a sample": round(sample.top1, 4),
+        "teacher mean probability of the label": round(sample.mean_probability, 4),
+        "images of the sample": len(sample.rows),
     }

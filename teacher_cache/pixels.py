@@ -50,8 +50,7 @@ def _require_same_sample(cache: Cache, index: ImageIndex) -> None:
             "further, or install the cache's pixel libraries"
         )
     recipe = cache.manifest.parsed_recipe().views
-    size = recipe.size
-    renderer = ViewRenderer(index, recipe, recipe.seed, size, recipe.interpolation, size)
+    renderer = ViewRenderer.of(index, recipe)
     compared, differing = 0, []
     for view in views[:: -(-len(views) // SAMPLED_VIEWS)]:
         slab = read_slab(cache, view)

@@ -2,11 +2,19 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from teacher_cache.encodings import Encoding
 from teacher_cache.recipe_text import RecipeError as RecipeError
@@ -24,6 +32,51 @@ class Section(BaseModel):
     )
 
 
+Precision = Literal["fp32", "bf16"]
+"""In which the teacher's features are computed; its head always is in float32."""
+
+LOADING_ARGUMENTS = frozenset(
+    {
+        *("checkpoint_path", "cache_dir", "hf_hub_id", "hf_hub_filename", "url", "state_dict"),
+        *("model_cfg", "weights", "weights_backbone", "features_only", "out_indices"),
+    }
+)
+"""Arguments of timm's and torchvision's constructors that load files or code, or that change what
+a classifier gives. A recipe may come from a stranger, so none of them is passed on."""
+
+
+def plain_arguments(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Constructor arguments out of a recipe that load nothing and are plain, finite TOML values.
+
+    Raises:
+        ValueError: naming the argument, and what to use in place of it.
+    """
+    for name, value in kwargs.items():
+        if name in LOADING_ARGUMENTS or name.startswith("pretrained"):
+            raise ValueError(
+                f"got {name}, which loads weights or code or changes the output, expected "
+                "arguments of the architecture: name weights by `checkpoint` or `pretrained` "
+                "beside kwargs"
+            )
+        if not _is_plain(value):
+            raise ValueError(f"got {name} = {value!r}, expected finite numbers, texts or lists")
+    return kwargs
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, bool | int | str)
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(plain_arguments)]
+"""Arguments of a network's constructor, as a recipe may give them."""
+
+
 class TeacherMember(Section):
     """A network that gives targets, and from where its weights come."""
 
@@ -34,8 +87,8 @@ class TeacherMember(Section):
     checkpoint: Path | None = None
     """Local weights instead: safetensors, or a state dict readable with `weights_only=True`."""
     seed: int = 0
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Passed through to `timm.create_model`."""
+    kwargs: Arguments = Field(default_factory=dict)
+    """Passed through to `timm.create_model`: arguments of the architecture alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -54,6 +107,11 @@ class TeacherSection(TeacherMember):
 
     batch_size: PositiveInt = 64
     """Images per forward pass; it can change the last bits of logits, so it is in the digest."""
+    precision: Precision = "fp32"
+    """Of the features; bf16 halves the teacher's time on GPUs and changes its records, so it is in
+    the digest."""
+    allow_poor: bool = False
+    """Fill even if a trained teacher knows hardly any label of a sample."""
     ensemble: tuple[TeacherMember, ...] = ()
     """Further networks, each a `[[teacher.ensemble]]`: the target is the mean of all members'
     log-probabilities, normalised again."""
@@ -115,6 +173,10 @@ class ImagesSection(Section):
     """The largest share of images that may be left out; one image may be in any case."""
     class_map: Path | None = None
     """JSON object from class folder to the teacher's class id, where the two differ."""
+    class_order: Literal["bytes", "timm"] | None = None
+    """How class folders are numbered: by their names' bytes (torchvision's order, and the default),
+    or naturally and case-blind (timm's: 2 before 10). A trained teacher expects the order that it
+    was trained with."""
 
 
 class LoaderSection(Section):
@@ -142,7 +204,7 @@ class CacheRecipe(Section):
         happens to unreadable images, and file paths (weights and labels have digests of their own).
         """
         member = {"model", "pretrained", "seed", "kwargs"}
-        teacher: dict[str, Any] = dict.fromkeys([*member, "batch_size"], True)
+        teacher: dict[str, Any] = dict.fromkeys([*member, "batch_size", "precision"], True)
         if self.teacher.ensemble:  # absent, not empty: the digests of single teachers stay
             teacher["ensemble"] = {"__all__": member}
         storage = {"rows_per_shard"}

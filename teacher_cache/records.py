@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch.nn.functional import pad
 
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex, ImagesError
@@ -15,11 +14,12 @@ from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Rendered
 from teacher_cache.recipe import CacheRecipe
+from teacher_cache.record import TopK
 from teacher_cache.replay import require_same_images
 from teacher_cache.sources import Sources
 from teacher_cache.store import Block, Cache
 from teacher_cache.teacher import Teacher
-from teacher_cache.topk import Answers, TopK, answers
+from teacher_cache.topk import Answers, answers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,12 +52,10 @@ def ask(
             "images.skip_unreadable = true to leave such images out"
         )
     rows = batch.request.rows
-    padding = recipe.teacher.batch_size - len(rows)
     absent = np.isin(rows, list(batch.unreadable))
     asked = []  # all views before the first answer is fetched: no device is idle between them
     for pixels_BHWC in batch.pixels_GBHWC:
-        full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else pixels_BHWC
-        logits_BC = teacher.logits(full)[: len(rows)]
+        logits_BC = teacher.logits_of_batch(pixels_BHWC, recipe.teacher.batch_size)
         asked.append(answers(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures))
     topk = tuple(_without(_fetched(each, rows, index), absent) for each in asked)
     unreadable = frozenset(batch.unreadable)

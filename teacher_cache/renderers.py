@@ -7,13 +7,14 @@ G views, B rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import google_crc32c
 import numpy as np
 
 from teacher_cache.images import ImageIndex
 from teacher_cache.layout import ROWS_PER_CHECK
+from teacher_cache.recipe import ViewsSection
 from teacher_cache.render import (
     Picture,
     UnreadableImage,
@@ -73,6 +74,11 @@ class ViewRenderer:
     interpolation: str
     check_size: int
     """The size at which checked rows' pixels are summed: the cache's."""
+
+    @classmethod
+    def of(cls, index: ImageIndex, views: ViewsSection, size: int | None = None) -> Self:
+        """Render the views of a cache's recipe, at their own size or another."""
+        return cls(index, views, views.seed, size or views.size, views.interpolation, views.size)
 
     def shape(self, views: int, rows: int) -> tuple[int, int, int, int, int]:
         """A square a view and row."""

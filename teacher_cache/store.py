@@ -36,8 +36,8 @@ from teacher_cache.ledger import (
 )
 from teacher_cache.manifest import MOST_BLOCKS, MOST_BYTES, Manifest
 from teacher_cache.place import Place, Root, place_of
+from teacher_cache.record import TopK
 from teacher_cache.sources import Sources
-from teacher_cache.topk import TopK
 
 GROUP_KEY = "zarr.json"
 

@@ -14,10 +14,11 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.backends import cudnn
+from torch.nn.functional import pad
 
 from teacher_cache.errors import UserError
 from teacher_cache.normalize import Normalization
-from teacher_cache.recipe import TeacherMember, TeacherSection
+from teacher_cache.recipe import Precision, TeacherMember, TeacherSection
 from teacher_cache.weights import WeightsError, load_weights, read_weights
 
 
@@ -31,23 +32,35 @@ class Member:
 
     network: nn.Module
     normalization: Normalization
+    model: str
     class_count: int
     weights_sha256: str
+    precision: Precision
 
     def logits(self, pixels_BHWC: Tensor) -> Tensor:
         """uint8 [B, size, size, 3] pixels -> float32 [B, C] logits.
 
-        On CUDA the features run in bfloat16 and the head in float32: bfloat16 logits tie within
-        the top 21 in most rows, and so do those of TF32, cuDNN's default for convolutions.
+        The features run in the recipe's precision, on every device alike; the head always in
+        float32, since bfloat16 logits tie within the top 21 in most rows, and so do those of TF32,
+        which cuDNN takes for convolutions by default.
         """
         images = self.normalization.images(pixels_BHWC)
         network: Any = self.network
-        with torch.inference_mode():
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        reduced = self.precision == "bf16"
+        with torch.inference_mode(), cudnn.flags(cudnn.enabled, cudnn.benchmark, allow_tf32=False):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=reduced):
                 features = network.forward_features(images)
-            with cudnn.flags(cudnn.enabled, cudnn.benchmark, allow_tf32=False):
-                logits: Tensor = network.forward_head(features.float())
+            logits: Tensor = network.forward_head(features.float())
         return logits.float()
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, as JSON; mean and std in units of [0, 1]."""
+        mean, std = (
+            [round(value / 255, 6) for value in values.flatten().tolist()]
+            for values in (self.normalization.mean.double(), self.normalization.std.double())
+        )
+        digest = self.weights_sha256
+        return {"model": self.model, "weights_sha256": digest, "mean": mean, "std": std}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +71,24 @@ class Teacher:
     class_count: int
     weights_sha256: str
     device: torch.device
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, as a cache's manifest holds it."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "precision": self.members[0].precision,
+            "members": [member.identity() for member in self.members],
+        }
+
+    def logits_of_batch(self, pixels_BHWC: Tensor, batch_size: int) -> Tensor:
+        """The logits [B, C] of at most `batch_size` images, computed in a batch of that size.
+
+        Another batch size changes the last bits of the logits, so a batch that is short of images
+        is padded with black ones.
+        """
+        padding = batch_size - len(pixels_BHWC)
+        full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else pixels_BHWC
+        return self.logits(full)[: len(pixels_BHWC)]
 
     def logits(self, pixels_BHWC: Tensor) -> Tensor:
         """uint8 [B, size, size, 3] pixels -> float32 [B, C] logits.
@@ -109,7 +140,8 @@ def load_teacher(
         _try(network, each, size)
         digest = weights_sha256(network)
         network = network.to(device)
-        members.append(Member(network, Normalization.of(network, device), known, digest))
+        normalization = Normalization.of(network, device)
+        members.append(Member(network, normalization, each.model, known, digest, section.precision))
     _require_same_classes(section, members)
     digests = [member.weights_sha256 for member in members]
     return Teacher(
