@@ -332,25 +332,38 @@ def verify_cache(
 @app.command()
 def audit_cache(
     cache: CacheArgument,
+    recipe: RecipeArgument,
     data: DataOption,
     records: Annotated[int, typer.Option(min=1, help="How many to compare.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Repeat a sample; none: a new one, whose seed is shown."),
+    ] = None,
     overrides: OverridesOption = None,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Render a sample and ask the teacher again; exit code 0 if the cache agrees, else 1."""
+    """Render a sample and ask the teacher again; exit code 0 if the cache agrees, else 1.
+
+    The teacher is built from your RECIPE, never from what a cache says.
+    """
+    import secrets
+
     from teacher_cache.audit import audit, report
     from teacher_cache.images import rebase
+    from teacher_cache.opening import require_same_origin
     from teacher_cache.place import locate
-    from teacher_cache.recipe import CacheRecipe, override_recipe
+    from teacher_cache.recipe import CacheRecipe, load_recipe
     from teacher_cache.store import open_cache
 
+    settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
     opened = open_cache(locate(cache))
-    settings = override_recipe(opened.manifest.recipe, CacheRecipe, overrides or ())
+    index = rebase(opened.index, data)
     teacher = _teacher(settings, opened.manifest.class_count, device)
-    result = audit(opened, rebase(opened.index, data), teacher, records=records, seed=seed)
-    _show(report(opened, result), as_json=as_json)
+    require_same_origin(opened, settings, index, teacher)
+    seed = secrets.randbits(32) if seed is None else seed
+    result = audit(opened, index, teacher, settings, records=records, seed=seed)
+    _show(report(opened, result, seed=seed), as_json=as_json)
     raise SystemExit(0 if result.passed else 1)
 
 

@@ -1,214 +1,310 @@
-"""The cache against the living: pixels and teacher once more, and what top-k loses.
+"""The cache against the living: images, pixels and teacher once more, and what top-k loses.
 
-B rows of a batch, K kept classes, C classes, V views.
+B rows of a batch, K kept classes, C classes, T temperatures.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from teacher_cache.divergence import bucketed, kl, kl_of_records
 from teacher_cache.encodings import kl_cost
 from teacher_cache.errors import CacheError
 from teacher_cache.images import ImageIndex
 from teacher_cache.layout import ROWS_PER_CHECK
-from teacher_cache.loader import Request, ViewRenderer, render_here
-from teacher_cache.replay import differing_pixels, require_same_images
-from teacher_cache.slab import read_slab
-from teacher_cache.store import Cache, checked_row, complete_views
+from teacher_cache.ledger import BlockId
+from teacher_cache.loader import Rendered, Request, ViewRenderer, render_here
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.replay import differing_pixels
+from teacher_cache.sampling import KL_LIMIT, TOP1_LIMIT
+from teacher_cache.slab import Slab, place, read_block
+from teacher_cache.store import Cache, committed_blocks
 from teacher_cache.teacher import Teacher
 
-KL_LIMIT = 1e-3
-"""Nats, mean of KL(live || cached), besides what the encoding costs: float16 records cost 1e-7,
-another GPU model about 1e-4."""
-TOP1_LIMIT = 0.99
-"""Share of rows whose best class is the cached one: near ties flip between device models."""
+LEAST_OF_A_BLOCK = 4
+"""Records of each block that is looked at, so that one foreign block among many is found."""
+BLOCK_KL_FACTOR = 100
+"""A few records may be unlucky, so a block's own mean may be so much above the limit of all. A
+block of another teacher, or of other images, is off by tenths of a nat, another hundred above."""
+CHANCE_OF_FALSE_ALARM = 1e-6
+"""A sound block fails by its flipped best classes alone no more often than this."""
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the records of one block said."""
+
+    block: BlockId
+    images_wrong: tuple[str, ...]
+    """`n01/a.jpg` of each image whose bytes are not those that the teacher read."""
+    pixels_checked: int
+    pixels_wrong: tuple[str, ...]
+    """`view 3, n01/a.jpg` of each checked row whose pixels differ."""
+    kl_NT: np.ndarray
+    """[n, T] KL(live || cached) in nats at each temperature, the tail as one class."""
+    agree_N: np.ndarray
+    """bool [n] whether the live teacher's best class is the cached one."""
+    outside_N: np.ndarray
+    """[n] the live teacher's mass outside its k best classes."""
+    lost: Mapping[str, np.ndarray]
+    """For each tail treatment [n] KL(dense || what the student is shown), in nats."""
+
+    def is_foreign(self, kl_limit: float) -> bool:
+        """Whether its records are not the teacher's, by themselves."""
+        flipped = int((~self.agree_N).sum())
+        return bool(
+            self.kl_NT.mean(0).max() > BLOCK_KL_FACTOR * kl_limit
+            or flipped > most_flips(len(self.agree_N))
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
     """What the sample said."""
 
-    records: int
-    pixels_checked: int
-    pixels_wrong: tuple[str, ...]
-    """`view 3, n01/a.jpg` of each checked row whose pixels differ."""
-    kl: np.ndarray
-    """[records] KL(live || cached) in nats, over the kept classes and the tail as one class."""
+    temperatures: tuple[float, ...]
+    findings: tuple[Findings, ...]
+    """Of each block that was looked at."""
+    blocks: int
+    """How many the cache has."""
     kl_of_encoding: float
     """The most that the cache's encoding costs on average, in nats: 0 where it is exact."""
-    top1_agreement: float
-    outside: np.ndarray
-    """[records] the live teacher's mass outside its k best classes."""
-    lost: Mapping[str, np.ndarray]
-    """For each tail treatment [records] KL(dense || what the student is shown), in nats."""
+    foreign: tuple[str, ...] = field(default=())
+    """Blocks whose records are not the teacher's, by view and rows."""
+
+    @property
+    def records(self) -> int:
+        """How many were compared."""
+        return sum(len(each.agree_N) for each in self.findings)
+
+    @property
+    def kl_NT(self) -> np.ndarray:  # noqa: N802  (a shape suffix)
+        """[records, T] KL(live || cached) in nats."""
+        return np.concatenate([each.kl_NT for each in self.findings])
 
     @property
     def kl_limit(self) -> float:
-        """Nats, for the mean of `kl`."""
+        """Nats, for the mean of `kl_NT` at every temperature."""
         return KL_LIMIT + self.kl_of_encoding
 
     @property
+    def top1_agreement(self) -> float:
+        """Share of records whose best class is the live teacher's."""
+        return float(np.concatenate([each.agree_N for each in self.findings]).mean())
+
+    @property
+    def images_wrong(self) -> tuple[str, ...]:
+        """Names of images whose bytes are not those that the teacher read."""
+        return tuple(dict.fromkeys(name for each in self.findings for name in each.images_wrong))
+
+    @property
+    def pixels_wrong(self) -> tuple[str, ...]:
+        """Views and names of checked rows whose pixels differ."""
+        return tuple(name for each in self.findings for name in each.pixels_wrong)
+
+    @property
     def passed(self) -> bool:
-        """Whether pixels are identical and the teacher agrees within the limits."""
-        return (
-            not self.pixels_wrong
-            and float(self.kl.mean()) <= self.kl_limit
-            and self.top1_agreement >= TOP1_LIMIT
+        """Whether images and pixels are identical and the teacher agrees within the limits."""
+        return not (self.images_wrong or self.pixels_wrong or self.foreign) and (
+            float(self.kl_NT.mean(0).max()) <= self.kl_limit and self.top1_agreement >= TOP1_LIMIT
         )
 
 
-def audit(cache: Cache, index: ImageIndex, teacher: Teacher, *, records: int, seed: int) -> Audit:
-    """Compare a sample of records, half of them rows whose pixels are checked.
+def audit(
+    cache: Cache,
+    index: ImageIndex,
+    teacher: Teacher,
+    recipe: CacheRecipe,
+    *,
+    records: int,
+    seed: int,
+) -> Audit:
+    """Compare a sample of records, some of every block, half of them rows whose pixels are checked.
 
     Args:
-        cache: with at least one complete view.
+        cache: with at least one block.
         index: the cache's rows over the data folder.
-        teacher: the cache's, built anew.
-        records: how many to compare.
+        teacher: the cache's, built anew from the user's own recipe.
+        recipe: that recipe.
+        records: how many to compare, about.
         seed: another seed, another sample.
 
     Raises:
-        CacheError: another teacher than the cache's, no complete view, or an unreadable image.
+        CacheError: no block to compare, or an image that does not decode any more.
     """
-    if teacher.weights_sha256 != cache.manifest.teacher_weights_sha256:
-        raise CacheError(
-            f"teacher weights are {teacher.weights_sha256[:16]}, the cache was filled with "
-            f"{cache.manifest.teacher_weights_sha256[:16]}: audit with that teacher "
-            "(--set teacher.checkpoint=FILE)"
-        )
     sample = _sample(cache, records, np.random.default_rng(seed))
-    results = [_audit_view(cache, index, teacher, view, rows) for view, rows in sample.items()]
-    return Audit(
-        records=sum(len(r.kl) for r in results),
-        pixels_checked=sum(r.pixels_checked for r in results),
-        pixels_wrong=tuple(name for r in results for name in r.pixels_wrong),
-        kl=np.concatenate([r.kl for r in results]),
-        kl_of_encoding=results[0].kl_of_encoding,
-        top1_agreement=float(np.average(
-            [r.top1_agreement for r in results], weights=[len(r.kl) for r in results]
-        )),
-        outside=np.concatenate([r.outside for r in results]),
-        lost={name: np.concatenate([r.lost[name] for r in results]) for name in results[0].lost},
-    )  # fmt: skip
+    found = [_audit_block(cache, index, teacher, recipe, b, rows) for b, rows in sample.items()]
+    findings = tuple(each for each in found if each is not None)
+    if not findings:
+        raise CacheError(f"cache {cache.root} has no records yet, or of absent images alone")
+    encoding_kl = kl_cost(recipe.storage.encoding, recipe.topk.k)
+    limit = KL_LIMIT + encoding_kl
+    foreign = tuple(place(cache, each.block) for each in findings if each.is_foreign(limit))
+    return Audit(recipe.topk.temperatures, findings, len(cache.blocks()), encoding_kl, foreign)
 
 
-def report(cache: Cache, result: Audit) -> dict[str, Any]:
+def report(cache: Cache, result: Audit, *, seed: int) -> dict[str, Any]:
     """The facts to print."""
 
     def quantiles(values: np.ndarray) -> dict[str, float]:
         return {f"{q:.0%}": float(f"{np.quantile(values, q):.3g}") for q in QUANTILES}
 
+    def collected(name: str) -> np.ndarray:
+        return np.concatenate([each.lost[name] for each in result.findings])
+
+    means = result.kl_NT.mean(0)
     return {
         "cache": str(cache.root),
         "passed": result.passed,
+        "seed": seed,
         "records": result.records,
-        "pixels checked": result.pixels_checked,
+        "blocks": f"{len(result.findings)} of {result.blocks}",
+        "blocks that are not the teacher's": list(result.foreign),
+        "images that differ": list(result.images_wrong),
+        "pixels checked": sum(each.pixels_checked for each in result.findings),
         "pixels that differ": list(result.pixels_wrong),
-        "KL(live || cached), mean": float(f"{result.kl.mean():.3g}"),
+        "KL(live || cached), mean": {
+            f"tau {tau:g}": float(f"{mean:.3g}")
+            for tau, mean in zip(result.temperatures, means, strict=True)
+        },
         "KL(live || cached), limit": float(f"{result.kl_limit:.5g}"),
         "KL of the encoding, at most": float(f"{result.kl_of_encoding:.3g}"),
-        "KL(live || cached)": quantiles(result.kl),
+        "KL(live || cached)": quantiles(result.kl_NT.max(1)),
         "top-1 agreement": round(result.top1_agreement, 6),
         "top-1 agreement, limit": TOP1_LIMIT,
-        "mass outside top-k": quantiles(result.outside),
-        **{f"KL(dense || {name})": quantiles(values) for name, values in result.lost.items()},
+        "mass outside top-k": quantiles(
+            np.concatenate([each.outside_N for each in result.findings])
+        ),
+        **{f"KL(dense || {name})": quantiles(collected(name)) for name in result.findings[0].lost},
     }
 
 
-def _sample(cache: Cache, records: int, random: np.random.Generator) -> dict[int, np.ndarray]:
-    """Rows to compare, by view; up to half have their pixels' CRC in the cache."""
-    views = complete_views(cache)
-    if not views:
-        raise CacheError(f"cache {cache.root} has no complete view yet: nothing to audit")
-    rows = len(cache.index)
-    records = min(records, rows * len(views))
-    entries = -(-rows // ROWS_PER_CHECK)
-    checked = random.choice(
-        entries * len(views), min(records, entries * len(views)) // 2, replace=False
-    )
-    pairs = [(views[place // entries], place % entries) for place in checked.tolist()]
-    sample = {(view, checked_row(view, entry)) for view, entry in pairs}
-    sample = {(view, row) for view, row in sample if row < rows}
-    for place in random.choice(rows * len(views), records, replace=False).tolist():
-        if len(sample) == records:
-            break
-        sample.add((views[place // rows], place % rows))
-    chosen: dict[int, list[int]] = defaultdict(list)
-    for view, row in sorted(sample):
-        chosen[view].append(row)
-    return {view: np.array(of_view) for view, of_view in chosen.items()}
+def most_flips(records: int) -> int:
+    """How many best classes of so many records may differ by chance, each with 1%."""
+    share, left = 1 - TOP1_LIMIT, 1.0
+    for flips in range(records + 1):
+        left -= math.comb(records, flips) * share**flips * (1 - share) ** (records - flips)
+        if left < CHANCE_OF_FALSE_ALARM:
+            return flips
+    return records
 
 
-def _audit_view(
-    cache: Cache, index: ImageIndex, teacher: Teacher, view: int, rows: np.ndarray
-) -> Audit:
-    recipe = cache.manifest.parsed_recipe()
-    views, batch = recipe.views, recipe.teacher.batch_size
-    renderer = ViewRenderer.of(index, views)
-    slab = read_slab(cache, view)
+def _sample(cache: Cache, records: int, random: np.random.Generator) -> dict[BlockId, np.ndarray]:
+    """Rows to compare, by block; half of them have their pixels' CRC in the cache."""
+    blocks = sorted(committed_blocks(cache.root).intersection(cache.blocks()))
+    if not blocks:
+        raise CacheError(f"cache {cache.root} has no block yet: nothing to audit")
+    each = max(LEAST_OF_A_BLOCK, -(-records // len(blocks)))
+    places = random.permutation(len(blocks))[: max(1, -(-records // each))]
+    left, chosen = records, {}
+    for block in (blocks[at] for at in places.tolist()):
+        rows = cache.rows(block.shard)
+        count = min(each, max(left, 1), len(rows))
+        checked = np.arange(rows.start + block.view % ROWS_PER_CHECK, rows.stop, ROWS_PER_CHECK)
+        first = random.permutation(checked)[: -(-count // 2)]
+        others = np.setdiff1d(np.arange(rows.start, rows.stop), first)
+        chosen[block] = np.sort(
+            np.concatenate([first, random.permutation(others)[: count - len(first)]])
+        )
+        left -= count
+    return chosen
+
+
+def _audit_block(
+    cache: Cache,
+    index: ImageIndex,
+    teacher: Teacher,
+    recipe: CacheRecipe,
+    block: BlockId,
+    rows: np.ndarray,
+) -> Findings | None:
+    """Compare some rows of a block; None where all of them are absent."""
+    slab = read_block(cache, block)
     rows = rows[~np.isin(rows, list(slab.absent_rows))]
-    logits: list[Tensor] = []
-    checks: dict[tuple[int, int], int] = {}
+    batch = recipe.teacher.batch_size
+    renderer = ViewRenderer.of(index, recipe.views)
+    parts: dict[str, list[Any]] = defaultdict(list)
     for start in range(0, len(rows), batch):
-        part = render_here(renderer, Request(rows[start : start + batch], (view,)))
-        for row, reason in part.unreadable.items():
-            raise CacheError(f"{index.root / index.keys[row]}: {reason}: restore the image")
-        require_same_images(cache.sources, index, part)
-        checks |= part.checks
-        logits.append(teacher.logits_of_batch(part.pixels_GBHWC[0], batch).cpu())
-    wrong = differing_pixels(checks, slab.check)
-    log_p_BC = torch.log_softmax(torch.cat(logits).double(), dim=1)
-    ids_BK = torch.from_numpy(slab.ids_NK[rows].astype(np.int64))
-    kept_BK = torch.from_numpy(slab.logp_NK[rows]).double()
-    temperatures = recipe.topk.temperatures
-    tail_B1 = (
-        torch.from_numpy(slab.tail_NT[rows, temperatures.index(1.0)]).double()[:, None]
-        if 1.0 in temperatures
-        else torch.log1p(-kept_BK.exp().sum(1, keepdim=True).clamp(max=1.0))
-    )
-    kl, outside, lost = _compare(log_p_BC, ids_BK, kept_BK, tail_B1)
-    return Audit(
-        records=len(rows),
-        pixels_checked=len(checks),
-        pixels_wrong=tuple(f"view {view}, {index.keys[row]}" for row in wrong),
-        kl=kl,
-        kl_of_encoding=kl_cost(recipe.storage.encoding, recipe.topk.k),
-        top1_agreement=float((log_p_BC.argmax(1) == ids_BK[:, 0]).double().mean()),
-        outside=outside,
-        lost=lost,
+        images = render_here(renderer, Request(rows[start : start + batch], (block.view,)))
+        _require_readable(index, images)
+        logits_BC = teacher.logits_of_batch(images.pixels_GBHWC[0], batch).cpu()
+        _compare_images(cache, index, images, slab, parts)
+        own = images.request.rows - cache.rows(block.shard).start
+        for name, value in _compare_answers(logits_BC, slab, own, recipe).items():
+            parts[name].append(value)
+    if not len(rows):
+        return None
+    lost = {name: np.concatenate(parts[name]) for name in ("uniform", "renormalize, reversed")}
+    return Findings(
+        block,
+        tuple(parts["images"]),
+        len(parts["checked"]),
+        tuple(parts["pixels"]),
+        np.concatenate(parts["kl"]),
+        np.concatenate(parts["agree"]),
+        np.concatenate(parts["outside"]),
+        lost,
     )
 
 
-def _compare(
-    log_p_BC: Tensor, ids_BK: Tensor, kept_BK: Tensor, tail_B1: Tensor
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """KL(live || cached), the live mass outside top-k, and what each tail treatment loses."""
+def _require_readable(index: ImageIndex, images: Rendered) -> None:
+    for row, reason in images.unreadable.items():
+        raise CacheError(f"{index.root / index.keys[row]}: {reason}: restore the image")
+
+
+def _compare_images(
+    cache: Cache,
+    index: ImageIndex,
+    images: Rendered,
+    slab: Slab,
+    parts: dict[str, list[Any]],
+) -> None:
+    """Bytes of the images and pixels of the checked rows against what the cache holds of them."""
+    changed = cache.sources.differing(images.request.rows, images.sources_B)
+    parts["images"] += [index.keys[row] for row in changed]
+    first = cache.rows(int(images.request.rows[0]) // cache.layout.rows_per_shard).start
+    own = {(view, row - first): crc for (view, row), crc in images.checks.items()}
+    parts["checked"] += list(own)
+    parts["pixels"] += [
+        f"view {slab.view}, {index.keys[row + first]}" for row in differing_pixels(own, slab.check)
+    ]
+
+
+def _compare_answers(
+    logits_BC: Tensor, slab: Slab, own: np.ndarray, recipe: CacheRecipe
+) -> dict[str, np.ndarray]:
+    """The live teacher against the records at some rows of a block, and what top-k loses."""
+    ids_BK = torch.from_numpy(slab.ids_NK[own].astype(np.int64))
+    kept_BK = torch.from_numpy(slab.logp_NK[own]).double()
+    tail_BT = torch.from_numpy(slab.tail_NT[own]).double()
+    log_p_BC = logits_BC.double().log_softmax(1)
+    kl_BT = [
+        kl_of_records(log_p_BC, ids_BK, kept_BK, tail_BT[:, n : n + 1], tau).numpy()
+        for n, tau in enumerate(recipe.topk.temperatures)
+    ]
+    outside, lost = losses_of_top_k(log_p_BC, ids_BK)
+    agree = (log_p_BC.argmax(1) == ids_BK[:, 0]).numpy()
+    return {"kl": np.stack(kl_BT, 1), "agree": agree, "outside": outside, **lost}
+
+
+def losses_of_top_k(log_p_BC: Tensor, ids_BK: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The mass outside top-k, and KL(dense || what the student is shown) by tail treatment."""
+    live_BL = bucketed(log_p_BC, ids_BK)
     others = log_p_BC.shape[1] - ids_BK.shape[1]
-    live_BK = log_p_BC.gather(1, ids_BK)
+    # inside the tail: p (log p - log q), with q the tail's mass in equal parts
     log_rest_BC = log_p_BC.scatter(1, ids_BK, -torch.inf)
-    rest_B1 = log_rest_BC.logsumexp(dim=1, keepdim=True)
-    log_q_BL = torch.log_softmax(torch.cat([kept_BK, tail_B1], 1), 1)
-    kl_B = _kl(torch.cat([live_BK, rest_B1], 1), log_q_BL)
-    # inside the tail: p (log p - log q), with q the cached tail's mass in equal parts
-    even_B1 = log_q_BL[:, -1:] - float(np.log(max(others, 1)))
-    uniform_B = _kl(live_BK, log_q_BL[:, :-1]) + _kl(log_rest_BC, even_B1)
+    even_B1 = live_BL[:, -1:] - float(np.log(max(others, 1)))
     lost = {
-        "bucket": kl_B,
-        "uniform": uniform_B,
+        "uniform": kl(log_rest_BC, even_B1),
         # its forward KL is infinite: it gives the other classes no mass at all
-        "renormalize, reversed": -torch.logsumexp(live_BK, dim=1),
+        "renormalize, reversed": -torch.logsumexp(live_BL[:, :-1], dim=1),
     }
     found = {name: values.clamp(min=0).numpy() for name, values in lost.items()}
-    return kl_B.clamp(min=0).numpy(), rest_B1.exp().flatten().numpy(), found
-
-
-def _kl(log_p_BL: Tensor, log_q_BL: Tensor) -> Tensor:
-    """The sum of p (log p - log q), where 0 log 0 is 0."""
-    terms_BL = log_p_BL.exp() * (log_p_BL - log_q_BL)
-    return torch.where(log_p_BL.isneginf(), 0.0, terms_BL).sum(dim=1)
+    return live_BL[:, -1].exp().numpy(), found

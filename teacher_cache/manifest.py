@@ -169,12 +169,14 @@ class Manifest:
         flat = {
             f"{s}.{key}": value for s, table in settings.items() for key, value in table.items()
         }
-        teacher = {f"teacher as loaded, {name}": value for name, value in self.teacher.items()}
+        members = self.teacher.get("members", ())
+        normalization = [[member.get("mean"), member.get("std")] for member in members]
         return {
             **flat,
-            **teacher,
+            "teacher normalization (mean, std)": normalization,
             "storage.encoding": recipe.storage.encoding.value,
             "image index": self.index_digest[:16],
+            "teacher weights": self.teacher_weights_sha256[:16],
             "classes": self.class_count,
         }
 

@@ -52,7 +52,7 @@ def open_or_create(
         require_good(sample, recipe, index, teacher.class_count)
         cache = create_cache(root, manifest, index)  # another process may have been quicker
     cache.store.sweep()  # only now is it sure that the folder is a cache
-    _require_same_origin(cache, manifest)
+    _require_same_manifest(cache, manifest)
     require_pixels_of(cache, index, accept_pixel_libraries=accept_pixel_libraries)
     _keep_sample(cache, sample, recipe, index, teacher)
     if differing := cache.manifest.other_teacher_libraries(manifest.versions):
@@ -82,7 +82,18 @@ def _keep_sample(
     keep_sample(cache, sample)
 
 
-def _require_same_origin(cache: Cache, manifest: Manifest) -> None:
+def require_same_origin(
+    cache: Cache, recipe: CacheRecipe, index: ImageIndex, teacher: Teacher
+) -> None:
+    """Refuse a recipe, images or a teacher that are not those that a cache was made from.
+
+    Raises:
+        CacheError: naming each setting that differs.
+    """
+    _require_same_manifest(cache, _manifest(recipe, index, teacher))
+
+
+def _require_same_manifest(cache: Cache, manifest: Manifest) -> None:
     if differing := cache.manifest.differences(manifest):
         raise CacheError(
             f"cache {cache.root} was made otherwise: " + "; ".join(differing) + ": use the same "

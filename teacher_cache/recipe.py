@@ -254,16 +254,6 @@ def load_recipe(
     return parse_recipe(document, kind, source=str(path))
 
 
-def override_recipe(
-    document: Mapping[str, Any], kind: type[Recipe], overrides: Iterable[str]
-) -> Recipe:
-    """A recipe that was stored as a document, with the user's `--set` overrides."""
-    changed = json.loads(json.dumps(document))
-    for change in overrides:
-        override(changed, change)
-    return parse_recipe(changed, kind, source="the cache's manifest")
-
-
 def parse_recipe(document: Mapping[str, Any], kind: type[Recipe], *, source: str) -> Recipe:
     """Validate a recipe that was read already; `source` names it in errors."""
     _require_kind(document, kind, source)

@@ -177,7 +177,7 @@ class SharedSlabs:
         memory = np.frombuffer(mapped, np.uint8)
         arrays = layout.arrays_in(memory[: layout.nbytes])
         absent = memory[layout.nbytes :].view("<i8")[: answer["absent"]]
-        return slab_of(cache, view, arrays, frozenset(absent.tolist()))
+        return slab_of(layout, view, arrays, frozenset(absent.tolist()))
 
     def _message_of(
         self, peer: socket.socket, descriptors: list[int] | None = None

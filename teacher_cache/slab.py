@@ -6,14 +6,20 @@ V views, N rows (images), K kept classes, T temperatures.
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from teacher_cache.arrays import decode_shard, shard_key
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords
-from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, Memory, private_memory
+from teacher_cache.layout import (
+    RECORD_ARRAYS,
+    ROWS_PER_CHECK,
+    Layout,
+    Memory,
+    private_memory,
+)
 from teacher_cache.ledger import BlockEntry, BlockId
 from teacher_cache.store import Cache, read_entry
 
@@ -48,15 +54,44 @@ def read_slab(cache: Cache, view: int, memory: Memory = private_memory) -> Slab:
     entries = _entries_of(cache, view)
     arrays = cache.layout.arrays_in(memory(cache.layout.nbytes))
     for entry, files in zip(entries, _verified_ahead(cache, entries), strict=True):
-        decode_block_files(cache, entry, files, arrays)
+        _decode(cache, entry, entry.block.shard, files, cache.layout, arrays)
     absent = frozenset(row for entry in entries for row in _absent_rows_of(cache, entry))
-    return slab_of(cache, view, arrays, absent)
+    return slab_of(cache.layout, view, arrays, absent)
 
 
-def decode_block_files(
-    cache: Cache, entry: BlockEntry, files: Mapping[str, bytes], arrays: Mapping[str, np.ndarray]
+def read_block(cache: Cache, block: BlockId) -> Slab:
+    """Read and check the records of one block alone; row 0 of its arrays is the block's first.
+
+    Raises:
+        MissingRecords: it is not filled.
+        DamagedRecords: bytes that differ from what the ledger committed, naming view and rows.
+    """
+    entry = _committed(cache, block, read_entry(cache, block))
+    return decoded_block(cache, entry, verified_files(cache, entry))
+
+
+def decoded_block(cache: Cache, entry: BlockEntry, files: Mapping[str, bytes]) -> Slab:
+    """The records of one block out of its verified files, by array.
+
+    Raises:
+        DamagedRecords: bytes that no writer of this format makes.
+    """
+    rows = cache.rows(entry.block.shard)
+    layout = replace(cache.layout, rows=len(rows))
+    arrays = layout.arrays_in(private_memory(layout.nbytes))
+    _decode(cache, entry, 0, files, layout, arrays)
+    return slab_of(layout, entry.block.view, arrays, _absent_rows_of(cache, entry))
+
+
+def _decode(
+    cache: Cache,
+    entry: BlockEntry,
+    shard: int,
+    files: Mapping[str, bytes],
+    layout: Layout,
+    arrays: Mapping[str, np.ndarray],
 ) -> None:
-    """Decode a block's files, by array, into its rows of a view's arrays.
+    """Decode a block's files, by array, as the `shard`-th of some arrays.
 
     Raises:
         DamagedRecords: bytes that no writer of this format makes.
@@ -64,7 +99,7 @@ def decode_block_files(
     try:
         # decoded from the very bytes that were verified
         for name, data in files.items():
-            decode_shard(name, entry.block.shard, data, cache.layout, arrays[name])
+            decode_shard(name, shard, data, layout, arrays[name])
     except ValueError as error:
         if isinstance(error, CacheError):
             raise
@@ -72,10 +107,10 @@ def decode_block_files(
 
 
 def slab_of(
-    cache: Cache, view: int, arrays: Mapping[str, np.ndarray], absent_rows: frozenset[int]
+    layout: Layout, view: int, arrays: Mapping[str, np.ndarray], absent_rows: frozenset[int]
 ) -> Slab:
     """A view's arrays, as `Layout.arrays_in` laid them out, without their padding."""
-    rows = cache.layout.rows
+    rows = layout.rows
     ids, logp, tail = (arrays[name][:rows] for name in ("ids", "logp", "tail"))
     check = arrays["check"][: -(-rows // ROWS_PER_CHECK), 0]
     return Slab(view, ids, logp, tail, check, absent_rows)
@@ -130,16 +165,16 @@ def _entries_of(cache: Cache, view: int) -> list[BlockEntry]:
             f"cache {cache.root} holds views 0-{cache.view_count - 1}, asked for view {view}"
         )
     blocks = [BlockId(view, shard) for shard in range(cache.layout.shards)]
-    entries = []
-    for block, entry in zip(
-        blocks, cache.store.in_order(partial(read_entry, cache), blocks), strict=True
-    ):
-        if entry is None:
-            raise MissingRecords(
-                f"{place(cache, block)}: not filled yet: run the same cache-teacher command again"
-            )
-        entries.append(entry)
-    return entries
+    found = cache.store.in_order(partial(read_entry, cache), blocks)
+    return [_committed(cache, *pair) for pair in zip(blocks, found, strict=True)]
+
+
+def _committed(cache: Cache, block: BlockId, entry: BlockEntry | None) -> BlockEntry:
+    if entry is None:
+        raise MissingRecords(
+            f"{place(cache, block)}: not filled yet: run the same cache-teacher command again"
+        )
+    return entry
 
 
 def _absent_rows_of(cache: Cache, entry: BlockEntry) -> frozenset[int]:
