@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from teacher_cache.errors import CacheError
+from teacher_cache.bounded_codecs import decode_pcodec, decode_zstd, pcodec_missing
 
 SCALE = 320
 """Codes to the square root of a nat: 10 bits reach -10.2, 16 bits -41,940, where they stop."""
@@ -75,7 +75,7 @@ def serializer(encoding: Encoding) -> Any:
 
         return PCodec()
     except ImportError as error:
-        raise _not_installed(error) from None
+        raise pcodec_missing(error) from None
 
 
 def compressors(encoding: Encoding) -> list[Any]:
@@ -95,46 +95,16 @@ def decode_chunk(name: str, data: bytes, out: np.ndarray, encoding: Encoding) ->
     if name == "check":
         _copy_bytes(data, out)
     elif encoding is Encoding.PORTABLE:
-        _decode_zstd(data, out)
+        decode_zstd(data, out)
     elif encoding is Encoding.COMPACT and name == "logp":
         codes = np.empty(len(out), "<u2")
-        _decode_pcodec(data, codes)
+        decode_pcodec(data, codes)
         restored_logp(codes, out)
     else:
-        _decode_pcodec(data, out)
-
-
-def _decode_zstd(data: bytes, out: np.ndarray) -> None:
-    from numcodecs.zstd import decompress
-
-    try:
-        plain = decompress(data)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from None
-    _copy_bytes(plain, out)
+        decode_pcodec(data, out)
 
 
 def _copy_bytes(data: bytes, out: np.ndarray) -> None:
     if len(data) != out.nbytes:
         raise ValueError(f"a chunk holds {len(data)} bytes, not {out.nbytes}")
     out[:] = np.frombuffer(data, out.dtype)
-
-
-def _decode_pcodec(data: bytes, out: np.ndarray) -> None:
-    try:
-        from pcodec import standalone
-
-        progress = standalone.simple_decompress_into(data, out)
-    except ImportError as error:
-        raise _not_installed(error) from None
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(str(error)) from None
-    if progress.n_processed != len(out) or not progress.finished:
-        more = "" if progress.finished else "or more "
-        raise ValueError(f"a chunk holds {progress.n_processed} {more}values, not {len(out)}")
-
-
-def _not_installed(error: ImportError) -> CacheError:
-    return CacheError(
-        f"the cache's codec is not installed ({error}): pip install 'numcodecs[pcodec]'"
-    )
