@@ -64,6 +64,54 @@ def _logp_of_codes() -> np.ndarray:
     return logp.astype(np.float16)
 
 
+_ROUNDING = 2.0**-11 * (1 + 2.0**-10)
+_LEAST_ROUNDING = 2.0**-24
+"""How far float16 rounds, at most: half a step, relative or (near zero) absolute. Both are a little
+more than that, which float64 arithmetic with up to 10^7 classes does not use up."""
+
+
+@cache
+def ranges_of_halves() -> tuple[np.ndarray, np.ndarray]:
+    """Between which numbers lies what a stored float16 stands for: lowest, highest, by its bits.
+
+    The lowest finite number also stands for everything below it (`topk.LOWEST_LOGP`); an infinity
+    is exact. float64 [65536] each; NaN for NaN.
+    """
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of infinities
+        lowest, highest = _rounded_down(halves), _rounded_up(halves)
+    lowest[halves == np.finfo(np.float16).min] = -np.inf
+    return lowest, highest
+
+
+@cache
+def ranges_of_logp(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a log-probability that was read from an encoding.
+
+    `compact` rounds its square root to a step, between two roundings to float16.
+    """
+    if encoding is not Encoding.COMPACT:
+        return ranges_of_halves()
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    logp = np.where(np.isfinite(halves) & (halves <= 0), halves, np.nan)
+    half_step = 0.5 / SCALE
+    largest_root = np.sqrt(-_rounded_down(logp)) + half_step
+    least_root = np.sqrt(np.maximum(-_rounded_up(logp), 0)) - half_step
+    lowest = _rounded_down(-(largest_root**2))
+    lowest[halves <= restored_logp(np.array([_LOWEST]))[0]] = -np.inf
+    return lowest, _rounded_up(-(np.maximum(least_root, 0) ** 2))
+
+
+def _rounded_down(values: np.ndarray) -> np.ndarray:
+    lower = values - np.abs(values) * _ROUNDING - _LEAST_ROUNDING
+    return np.where(np.isinf(values), values, lower)
+
+
+def _rounded_up(values: np.ndarray) -> np.ndarray:
+    upper = values + np.abs(values) * _ROUNDING + _LEAST_ROUNDING
+    return np.where(np.isinf(values), values, upper)
+
+
 def serializer(encoding: Encoding) -> Any:
     """Zarr's codec from values to bytes."""
     from zarr.codecs import BytesCodec
