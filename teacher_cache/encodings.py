@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from teacher_cache.errors import CacheError
+from teacher_cache.bounded_codecs import decode_pcodec, decode_zstd, pcodec_missing
 
 SCALE = 320
 """Codes to the square root of a nat: 10 bits reach -10.2, 16 bits -41,940, where they stop."""
@@ -64,6 +64,54 @@ def _logp_of_codes() -> np.ndarray:
     return logp.astype(np.float16)
 
 
+_ROUNDING = 2.0**-11 * (1 + 2.0**-10)
+_LEAST_ROUNDING = 2.0**-24
+"""How far float16 rounds, at most: half a step, relative or (near zero) absolute. Both are a little
+more than that, which float64 arithmetic with up to 10^7 classes does not use up."""
+
+
+@cache
+def ranges_of_halves() -> tuple[np.ndarray, np.ndarray]:
+    """Between which numbers lies what a stored float16 stands for: lowest, highest, by its bits.
+
+    The lowest finite number also stands for everything below it (`topk.LOWEST_LOGP`); an infinity
+    is exact. float64 [65536] each; NaN for NaN.
+    """
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of infinities
+        lowest, highest = _rounded_down(halves), _rounded_up(halves)
+    lowest[halves == np.finfo(np.float16).min] = -np.inf
+    return lowest, highest
+
+
+@cache
+def ranges_of_logp(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a log-probability that was read from an encoding.
+
+    `compact` rounds its square root to a step, between two roundings to float16.
+    """
+    if encoding is not Encoding.COMPACT:
+        return ranges_of_halves()
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    logp = np.where(np.isfinite(halves) & (halves <= 0), halves, np.nan)
+    half_step = 0.5 / SCALE
+    largest_root = np.sqrt(-_rounded_down(logp)) + half_step
+    least_root = np.sqrt(np.maximum(-_rounded_up(logp), 0)) - half_step
+    lowest = _rounded_down(-(largest_root**2))
+    lowest[halves <= restored_logp(np.array([_LOWEST]))[0]] = -np.inf
+    return lowest, _rounded_up(-(np.maximum(least_root, 0) ** 2))
+
+
+def _rounded_down(values: np.ndarray) -> np.ndarray:
+    lower = values - np.abs(values) * _ROUNDING - _LEAST_ROUNDING
+    return np.where(np.isinf(values), values, lower)
+
+
+def _rounded_up(values: np.ndarray) -> np.ndarray:
+    upper = values + np.abs(values) * _ROUNDING + _LEAST_ROUNDING
+    return np.where(np.isinf(values), values, upper)
+
+
 def serializer(encoding: Encoding) -> Any:
     """Zarr's codec from values to bytes."""
     from zarr.codecs import BytesCodec
@@ -75,7 +123,7 @@ def serializer(encoding: Encoding) -> Any:
 
         return PCodec()
     except ImportError as error:
-        raise _not_installed(error) from None
+        raise pcodec_missing(error) from None
 
 
 def compressors(encoding: Encoding) -> list[Any]:
@@ -95,46 +143,16 @@ def decode_chunk(name: str, data: bytes, out: np.ndarray, encoding: Encoding) ->
     if name in ("check", "source"):
         _copy_bytes(data, out)
     elif encoding is Encoding.PORTABLE:
-        _decode_zstd(data, out)
+        decode_zstd(data, out)
     elif encoding is Encoding.COMPACT and name == "logp":
         codes = np.empty(len(out), "<u2")
-        _decode_pcodec(data, codes)
+        decode_pcodec(data, codes)
         restored_logp(codes, out)
     else:
-        _decode_pcodec(data, out)
-
-
-def _decode_zstd(data: bytes, out: np.ndarray) -> None:
-    from numcodecs.zstd import decompress
-
-    try:
-        plain = decompress(data)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from None
-    _copy_bytes(plain, out)
+        decode_pcodec(data, out)
 
 
 def _copy_bytes(data: bytes, out: np.ndarray) -> None:
     if len(data) != out.nbytes:
         raise ValueError(f"a chunk holds {len(data)} bytes, not {out.nbytes}")
     out[:] = np.frombuffer(data, out.dtype)
-
-
-def _decode_pcodec(data: bytes, out: np.ndarray) -> None:
-    try:
-        from pcodec import standalone
-
-        progress = standalone.simple_decompress_into(data, out)
-    except ImportError as error:
-        raise _not_installed(error) from None
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(str(error)) from None
-    if progress.n_processed != len(out) or not progress.finished:
-        more = "" if progress.finished else "or more "
-        raise ValueError(f"a chunk holds {progress.n_processed} {more}values, not {len(out)}")
-
-
-def _not_installed(error: ImportError) -> CacheError:
-    return CacheError(
-        f"the cache's codec is not installed ({error}): pip install 'numcodecs[pcodec]'"
-    )

@@ -81,6 +81,8 @@ def answers(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> Answ
     ids_BK = ids_BK.gather(1, order_BK)
     # float64, since the tails sum up to tens of thousands of small terms.
     logp_BC = logits_BC.double()
+    # the largest becomes 0 first: near 10^13 the logarithm of a sum of two has three digits
+    logp_BC -= logp_BC.amax(dim=1, keepdim=True)
     logp_BC -= torch.logsumexp(logp_BC, dim=1, keepdim=True)
     logp_BK = logp_BC.gather(1, ids_BK)
     logp_BC.masked_fill_(kept_BC, -torch.inf)
