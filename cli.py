@@ -304,7 +304,10 @@ def inspect_cache(
 def verify_cache(
     cache: CacheArgument,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Drop what is damaged; cache-teacher refills it.")
+        bool,
+        typer.Option(
+            "--repair", help="Move what is damaged into quarantine/; cache-teacher refills it."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -319,9 +322,16 @@ def verify_cache(
     found = verify(opened)
     facts = report(opened, found, seconds=time.monotonic() - started)
     if repair:
-        repair_cache(opened, found)
-        found = verify(opened)
-        facts |= {"sound": found.is_sound, "blocks missing": len(found.missing), "repaired": True}
+        opened, folder = repair_cache(opened, found)
+        before, found = found.quarantined, verify(opened)
+        facts |= {
+            "sound": found.is_sound,
+            "blocks missing": len(found.missing),
+            "repaired": True,
+            "moved": found.quarantined - before,
+        }
+        if found.quarantined > before:
+            facts["quarantine"] = f"{opened.root}/{folder}"
     if as_json:
         _show(facts, as_json=True)
     else:

@@ -13,6 +13,7 @@ import torch
 from teacher_cache.images import ImageIndex, allowed_unreadable
 from teacher_cache.ledger import BlockId
 from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, ViewRenderer, rendered
+from teacher_cache.lost_sources import restore_lost_sources
 from teacher_cache.machine import processor
 from teacher_cache.progress import Job, Progress
 from teacher_cache.recipe import CacheRecipe
@@ -67,6 +68,7 @@ def fill(
         pinned=teacher.device.type == "cuda",
     )
     largest = (recipe.storage.views_per_tile, recipe.teacher.batch_size)
+    restore_lost_sources(cache, index, _producer(teacher))
     count, pace = Count(cache), _Pace()
     left = True
     try:

@@ -1,20 +1,41 @@
-"""What is damaged in a cache taken out, to be computed anew; what describes it, written anew."""
+"""What is damaged in a cache moved into quarantine, and what can be derived written anew.
+
+Nothing is deleted but what killed writers left on the workbench, sound blocks are never touched,
+and neither are others' files.
+"""
 
 from datetime import UTC, datetime
 
-from teacher_cache.store import Cache, restore_descriptions, withdraw_block
+from teacher_cache.arrays import source_shard_key
+from teacher_cache.keys import QUARANTINE
+from teacher_cache.ledger import SAMPLE_KEY, numbers_in, seal, source_key, views_key
+from teacher_cache.store import Cache, open_undescribed, restore_descriptions, withdraw_block
 from teacher_cache.verify import Verification
 
 
-def repair(cache: Cache, found: Verification) -> None:
-    """Take damaged blocks and strays out into quarantine, and restore descriptions.
+def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
+    """Take damaged blocks and strays out into quarantine, and restore what can be derived.
 
-    Sound records stay untouched.
+    Returns:
+        The cache as it is now, and the folder below it into which files were moved.
     """
     folder = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    restore_descriptions(cache)
     for block in sorted({damage.block for damage in found.damage if damage.block}):
         withdraw_block(cache, block, folder)
+    beside = {damage.file for damage in found.damage if damage.block is None}
+    shards = numbers_in(beside, "source")
+    for shard in sorted(shards):
+        cache.store.withdraw(source_key(shard), [source_shard_key(shard)], folder)
+    entries = beside & {SAMPLE_KEY, *cache.wrong_views} | {
+        key for key in beside if key.startswith("ledger/") and key not in map(source_key, shards)
+    }
     cache.store.sweep()
     with cache.store.alone():
+        cache.store.quarantine(sorted(entries), folder)
         cache.store.quarantine(found.strays, folder)
+    if found.unannounced:
+        count = 1 + max(block.view for block in found.unannounced)
+        cache.store.add(views_key(count), seal("views", cache.owner, {"views": count}))
+    mended = open_undescribed(cache.root)
+    restore_descriptions(mended)
+    return mended, f"{QUARANTINE}/{folder}"

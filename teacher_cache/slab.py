@@ -83,6 +83,17 @@ def decoded_block(cache: Cache, entry: BlockEntry, files: Mapping[str, bytes]) -
     return slab_of(layout, entry.block.view, arrays, _absent_rows_of(cache, entry))
 
 
+def absent_rows_in(cache: Cache, entry: BlockEntry, files: Mapping[str, bytes]) -> frozenset[int]:
+    """The rows of a block that hold fill values, read off its records."""
+    rows = cache.rows(entry.block.shard)
+    layout = replace(cache.layout, rows=len(rows))
+    arrays = layout.arrays_in(private_memory(layout.nbytes))
+    _decode(cache, entry, 0, {"ids": files["ids"]}, layout, arrays)
+    first = arrays["ids"][: len(rows), 0]
+    absent = np.flatnonzero(first == np.iinfo(first.dtype).max) + rows.start
+    return frozenset(absent.tolist())
+
+
 def _decode(
     cache: Cache,
     entry: BlockEntry,
@@ -123,11 +134,25 @@ def place(cache: Cache, block: BlockId) -> str:
 
 
 def verified_files(cache: Cache, entry: BlockEntry) -> dict[str, bytes]:
-    """The bytes of a block's files, by array.
+    """The bytes of a block's files, by array, of records whose images are known.
 
     Raises:
         DamagedRecords: a file that is not the one that the entry names, or records of other images
             than those of the source entry.
+    """
+    if wrong := wrong_source(cache, entry):
+        raise DamagedRecords(
+            f"{place(cache, entry.block)}: {wrong}: run `verify-cache {cache.root} --repair`, "
+            "then the same cache-teacher command, which mends it"
+        )
+    return committed_files(cache, entry)
+
+
+def committed_files(cache: Cache, entry: BlockEntry) -> dict[str, bytes]:
+    """The bytes of a block's files, by array.
+
+    Raises:
+        DamagedRecords: a file that is not the one that the entry names.
     """
     stated = {file.key: file for file in entry.files}
     found = {}
@@ -141,11 +166,6 @@ def verified_files(cache: Cache, entry: BlockEntry) -> dict[str, bytes]:
                 "just these rows anew"
             )
         found[name] = data
-    if wrong := wrong_source(cache, entry):
-        raise DamagedRecords(
-            f"{place(cache, entry.block)}: {wrong}: run `verify-cache {cache.root} --repair`, "
-            "then the same cache-teacher command, which computes just these rows anew"
-        )
     return found
 
 

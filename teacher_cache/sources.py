@@ -117,16 +117,25 @@ class Sources:
             OSError, StoreError: it cannot be written; nothing is committed then.
         """
         if (known := self.of(shard)) is None:
-            rows, key = self.layout.rows_of(shard), source_shard_key(shard)
-            description = descriptions(self.layout, 0)[SOURCE_ARRAY]
-            data = encode_shard(description, SOURCE_ARRAY, BlockId(0, shard), rows, crc)
-            file = StoredFile.of(key, data)
+            file, data = self.file_of(shard, crc)
             entry = SourceEntry(self.owner, shard, file, tuple(sorted(absent_rows)), producer)
-            self.place.publish(source_key(shard), encode_source(entry), {key: data})
+            self.place.publish(source_key(shard), encode_source(entry), {file.key: data})
             known = self.of(shard)
             assert known is not None, "an entry that was published can be read"
         self.require(known, crc, absent_rows)
         return known
+
+    def file_of(self, shard: int, crc: np.ndarray) -> tuple[StoredFile, bytes]:
+        """The file of a shard's checksums, which depends on nothing but them.
+
+        Args:
+            shard: which.
+            crc: uint32 [rows] CRC-32C of the bytes of each image.
+        """
+        description = descriptions(self.layout, 0)[SOURCE_ARRAY]
+        rows, key = self.layout.rows_of(shard), source_shard_key(shard)
+        data = encode_shard(description, SOURCE_ARRAY, BlockId(0, shard), rows, crc)
+        return StoredFile.of(key, data), data
 
     def require(self, known: SourceShard, crc: np.ndarray, absent_rows: frozenset[int]) -> None:
         """Refuse images that are not those that a shard's entry names.

@@ -58,6 +58,8 @@ class Cache:
     """What every entry of its ledger names."""
     sources: Sources = field(compare=False)
     """Which images its rows are, by the bytes that the teacher read."""
+    wrong_views: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Views entries that are not to be believed, by their keys: what is wrong with each."""
 
     @property
     def store(self) -> Place:
@@ -111,6 +113,8 @@ def open_cache(root: Root) -> Cache:
             description is not what the manifest says.
     """
     cache = open_undescribed(root)
+    for key, what in cache.wrong_views.items():
+        raise DamagedRecords(f"{root}/{key} {what}: {_repair(root)}")
     if wrong := wrong_descriptions(cache):
         raise DamagedRecords(
             f"cache {root}: {wrong[0]} is not what the manifest describes, so that other readers "
@@ -121,10 +125,10 @@ def open_cache(root: Root) -> Cache:
 
 
 def open_undescribed(root: Root) -> Cache:
-    """Open a cache whose arrays' `zarr.json` may be damaged: nothing is taken from them.
+    """Open a cache whose arrays' `zarr.json` and views entries may be damaged.
 
     Raises:
-        CacheError: nothing there, no cache, or a damaged manifest, index or views entry.
+        CacheError: nothing there, no cache, or a damaged manifest or index.
     """
     place = place_of(root)
     group = place.read(GROUP_KEY, at_most=MOST_BYTES)
@@ -135,13 +139,14 @@ def open_undescribed(root: Root) -> Cache:
     manifest = Manifest.from_json(group, source=str(root))
     index = _stored_index(root, manifest)
     layout, owner = manifest.layout(), manifest.owner
-    counts = {manifest.parsed_recipe().views.count, *_appended(root, owner)}
+    appended = {count: _wrong_views(root, owner, layout, count) for count in _appended(root)}
+    counts = {manifest.parsed_recipe().views.count}
+    counts |= {count for count, wrong in appended.items() if wrong is None}
     view_count = max(counts)
-    if view_count * layout.shards > MOST_BLOCKS:
-        raise DamagedRecords(f"cache {root}: {view_count} views are more than any cache can have")
+    wrong = {views_key(count): what for count, what in appended.items() if what is not None}
     sources = Sources(str(root), place, layout, owner)
     former = frozenset(counts - {view_count})
-    return Cache(root, manifest, index, view_count, former, layout, owner, sources)
+    return Cache(root, manifest, index, view_count, former, layout, owner, sources, wrong)
 
 
 def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
@@ -165,24 +170,23 @@ def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
     return index
 
 
-def _appended(root: Root, owner: Owner) -> set[int]:
-    """The numbers of views that entries of the ledger give this cache."""
-    found = set()
-    for count in numbers_in(place_of(root).keys("ledger/views"), "views"):
-        key = views_key(count)
-        data = place_of(root).read(key, at_most=MOST_ENTRY_BYTES)
-        try:
-            theirs, document = unseal(data or b"", "views")
-            if document["views"] != count:
-                raise ValueError(f"it speaks of {document['views']!r} views")  # noqa: TRY301
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, CacheError):
-                raise
-            raise DamagedRecords(f"{root}/{key} is damaged ({error}): {_repair(root)}") from None
-        if theirs != owner:
-            raise DamagedRecords(f"{root}/{key} belongs to another cache: {_repair(root)}")
-        found.add(count)
-    return found
+def _appended(root: Root) -> set[int]:
+    """The numbers of views that entries of the ledger are named after."""
+    return numbers_in(place_of(root).keys("ledger/views"), "views")
+
+
+def _wrong_views(root: Root, owner: Owner, layout: Layout, count: int) -> str | None:
+    """Why a views entry is not to be believed; None where nothing is wrong with it."""
+    try:
+        data = place_of(root).read(views_key(count), at_most=MOST_ENTRY_BYTES)
+        theirs, document = unseal(data or b"", "views")
+    except (ValueError, KeyError, TypeError, UnexpectedFile) as error:
+        return f"is damaged ({error})"
+    if theirs != owner:
+        return "belongs to another cache"
+    if document.get("views") != count or count * layout.shards > MOST_BLOCKS:
+        return f"speaks of {document.get('views')!r} views"
+    return None
 
 
 def wrong_descriptions(cache: Cache) -> list[str]:
