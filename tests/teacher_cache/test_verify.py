@@ -1,7 +1,7 @@
 import itertools
 import json
-import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,19 @@ import pytest
 
 from teacher_cache.errors import DamagedRecords
 from teacher_cache.ledger import BlockId, encode_block
-from teacher_cache.place import place_of
+from teacher_cache.record import TopK
 from teacher_cache.repair import repair
 from teacher_cache.slab import read_slab
-from teacher_cache.staging import claim, stage
-from teacher_cache.store import Block, missing_blocks, open_cache, read_entry, write_block
-from teacher_cache.topk import TopK
+from teacher_cache.staging import stage
+from teacher_cache.store import (
+    Block,
+    missing_blocks,
+    open_cache,
+    open_undescribed,
+    read_entry,
+    write_block,
+)
+from teacher_cache.tree import Tree
 from teacher_cache.verify import verify
 
 BLOCK = BlockId(1, 2)
@@ -39,6 +46,12 @@ def contents(root):
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+def files_of(root):
+    """What lies in a cache besides what repairs have taken out."""
+    found = contents(root)
+    return {path: data for path, data in found.items() if "quarantine" not in path.parts}
+
+
 def refill(cache, source):
     """What cache-teacher does for the blocks that are missing, with another cache's records."""
     for block in missing_blocks(cache):
@@ -46,7 +59,7 @@ def refill(cache, source):
         part = slice(rows.start, rows.stop)
         topk = TopK(slab.ids_NK[part], slab.logp_NK[part], slab.tail_NT[part])
         check = slab.check[rows.start // 32 : -(-rows.stop // 32)]
-        write_block(cache, Block(block, topk, check), {})
+        write_block(cache, Block(block, topk, check), {"host": "test"})
 
 
 def test_a_full_cache_is_sound_and_every_byte_of_its_records_is_read(filled):
@@ -106,42 +119,43 @@ def test_shards_without_an_entry_are_strays_and_their_rows_missing(own_cache, fi
     assert set(found.strays) == set(FILES[:4])
     repair(cache, found)
     assert not any((own_cache / name).exists() for name in FILES[:4])
+    (taken,) = (own_cache / "quarantine").iterdir()
+    assert {p.relative_to(taken).as_posix() for p in taken.rglob("c.*")} == set(FILES[:4])
     refill(cache, filled)
     assert verify(cache).is_sound
 
 
-def test_what_nobody_made_is_a_stray_and_repair_removes_just_that(own_cache):
+def test_strays_of_the_format_go_into_quarantine_and_strangers_files_are_left_alone(own_cache):
     cache = open_cache(own_cache)
     before = contents(own_cache)
-    for name in ("ids/c.0.0.0.bak", "notes.txt", "ids/c.7.0.0", "staging/dead.tmp"):
+    dead = f"staging/{'0' * 16}.tmp"
+    for name in ("ids/c.0.0.0.bak", "notes.txt", "ids/c.7.0.0", dead, "staging/mine.txt"):
         path = own_cache / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    alive = stage(own_cache, b"being written")
+    alive = stage(Tree(own_cache), b"being written")
     found = verify(cache)
-    assert len(found.strays) == 4
-    repair(cache, found)
+    assert found.strays == ("ids/c.7.0.0", dead)
+    assert found.strangers == ("ids/c.0.0.0.bak", "notes.txt")
+    mended, folder = repair(cache, found)
     alive.release()
-    assert verify(cache).is_sound
-    assert (
-        before.items() <= {p: p.read_bytes() for p in own_cache.rglob("*") if p.is_file()}.items()
-    )
+    assert verify(mended).is_sound
+    assert (own_cache / folder / "ids" / "c.7.0.0").read_bytes() == b"x"
+    for name in ("ids/c.0.0.0.bak", "notes.txt", "staging/mine.txt"):
+        assert (own_cache / name).read_bytes() == b"x"
+    assert before.items() <= contents(own_cache).items()
 
 
 def test_an_entry_outside_the_cache_and_one_that_names_too_few_files_are_damage(own_cache):
     cache = open_cache(own_cache)
     (own_cache / "ledger" / "9").mkdir()
     shutil.copy(own_cache / FILES[-1], own_cache / "ledger" / "9" / "9.json")
-    entry = read_entry(own_cache, BLOCK)
-    (own_cache / FILES[-1]).unlink()
-    short = LedgerEntry(BLOCK, entry.files[1:], (), {})
-    place_of(own_cache).add(entry_key(BLOCK), encode_entry(short))
+    entry = read_entry(cache, BLOCK)
+    (own_cache / FILES[-1]).write_bytes(encode_block(replace(entry, files=entry.files[1:])))
     found = verify(cache)
-    assert [(d.file, d.what) for d in found.damage] == [
-        ("ids/c.1.2.0", "is not named by its ledger entry"),
-        ("ledger/9/9.json", "names a block outside the cache"),
-    ]
-    with pytest.raises(DamagedRecords, match="is not named by its ledger entry"):
+    assert [d.file for d in found.damage] == [FILES[-1], "ledger/9/9.json"]
+    assert found.damage[1].what == "names a block outside the cache"
+    with pytest.raises(DamagedRecords, match="names other files than those of its block"):
         read_slab(cache, 1)
     repair(cache, found)
     assert missing_blocks(cache) == [BLOCK]
@@ -152,7 +166,9 @@ def test_an_arrays_description_that_was_changed_is_found_and_restored(own_cache)
     path = own_cache / "logp" / "zarr.json"
     before = path.read_bytes()
     path.write_bytes(before.replace(b'"NaN"', b"0.0"))
-    cache = open_cache(own_cache)
+    with pytest.raises(DamagedRecords, match=r"logp/zarr\.json is not what the manifest describes"):
+        open_cache(own_cache)
+    cache = open_undescribed(own_cache)
     found = verify(cache)
     assert [(d.file, d.block) for d in found.damage] == [("logp/zarr.json", None)]
     repair(cache, found)
@@ -166,21 +182,25 @@ def test_an_arrays_description_that_cannot_be_read_is_written_anew_by_repair(cli
     for name in ("ids", "tail"):
         path = own_cache / name / "zarr.json"
         path.unlink() if data is None else path.write_bytes(data)
-    assert "--repair" in cli("verify-cache", own_cache, check=1).stderr
-    assert "restored" in cli("verify-cache", own_cache, "--repair").stderr
-    assert contents(own_cache) == before
+    assert "--repair" in cli("inspect-cache", own_cache, check=1).stderr
+    assert "ids/zarr.json is not" in cli("verify-cache", own_cache, check=1).stdout
+    assert "repaired: sound" in cli("verify-cache", own_cache, "--repair").stdout
+    assert files_of(own_cache) == before
 
 
-def test_a_group_that_cannot_be_read_is_restored_from_a_new_cache_of_the_same_command(
-    cli, own_cache, scans, tmp_path
+def test_a_group_that_cannot_be_read_is_restored_from_a_copy_of_this_cache_alone(
+    cli, own_cache, filled, scans, tmp_path
 ):
     from small import cache_recipe, fill_cache
 
     (own_cache / "zarr.json").write_bytes(b"{")
     done = cli("verify-cache", own_cache, "--repair", check=1)
-    assert "the same cache-teacher command starts elsewhere" in done.stderr
+    assert "restore it from a copy of this cache" in done.stderr
     fill_cache(tmp_path / "new", scans / "train", cache_recipe())
-    shutil.copy(tmp_path / "new" / "zarr.json", own_cache)
+    shutil.copy(tmp_path / "new" / "zarr.json", own_cache)  # of the same recipe, another cache
+    done = cli("verify-cache", own_cache, check=1)
+    assert "belongs to another cache" in done.stdout
+    (own_cache / "zarr.json").write_bytes((filled.root / "zarr.json").read_bytes())
     cli("verify-cache", own_cache)
 
 
@@ -193,30 +213,14 @@ def test_a_shard_of_several_chunks_has_each_of_them_checked(tmp_path):
     assert verify(cache).is_sound
     from teacher_cache.verify import _wrong_chunks
 
-    data = (cache.root / "ids/c/0/1/0").read_bytes()
-    assert _wrong_chunks(cache, "ids/c/0/1/0", data, BlockId(0, 1)) is None
+    data = (cache.root / "ids/c.0.1.0").read_bytes()
+    assert _wrong_chunks(cache, "ids", data, BlockId(0, 1)) is None
     flipped = bytes([data[0] ^ 1]) + data[1:]
     words = "chunk 0 does not match its checksum"
-    assert _wrong_chunks(cache, "ids/c/0/1/0", flipped, BlockId(0, 1)) == words
+    assert _wrong_chunks(cache, "ids", flipped, BlockId(0, 1)) == words
     words = "its index of chunks is damaged"
-    assert _wrong_chunks(cache, "ids/c/0/1/0", data[:-1], BlockId(0, 1)) == words
+    assert _wrong_chunks(cache, "ids", data[:-1], BlockId(0, 1)) == words
     np.testing.assert_array_equal(read_slab(cache, 0).ids_NK.shape, (13_192, 2))
-
-
-def test_a_claim_is_one_processes_and_ends_with_it(tmp_path):
-    held = claim(tmp_path, "tile-0-0")
-    assert claim(tmp_path, "tile-0-0") is None
-    held.release()
-    assert list((tmp_path / "staging").iterdir()) == []
-    child = os.fork()
-    if child == 0:
-        claim(tmp_path, "tile-0-0")
-        os.kill(os.getpid(), 9)
-    os.waitpid(child, 0)
-    assert (tmp_path / "staging" / "tile-0-0").exists()  # what the dead leave
-    again = claim(tmp_path, "tile-0-0")
-    assert again is not None
-    again.release()
 
 
 def test_the_command_names_view_and_rows_and_its_exit_code_says_whether_the_cache_is_whole(
