@@ -29,9 +29,12 @@ from teacher_cache.teacher import Teacher
 
 LEAST_OF_A_BLOCK = 4
 """Records of each block that is looked at, so that one foreign block among many is found."""
-BLOCK_KL_FACTOR = 100
-"""A few records may be unlucky, so a block's own mean may be so much above the limit of all. A
-block of another teacher, or of other images, is off by tenths of a nat, another hundred above."""
+OUTLYING_FACTOR = 30
+"""A block is not the teacher's if its mean KL is so many times that of the median block. A few
+records may be unlucky, and another device model shifts all blocks alike (by 1e-4 nats); records of
+another teacher or of other images are off by a thousand times as much."""
+NEGLIGIBLE_KL = KL_LIMIT / 10
+"""Nats: no block whose mean is below this is foreign, whatever the others are."""
 CHANCE_OF_FALSE_ALARM = 1e-6
 """A sound block fails by its flipped best classes alone no more often than this."""
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -56,13 +59,15 @@ class Findings:
     lost: Mapping[str, np.ndarray]
     """For each tail treatment [n] KL(dense || what the student is shown), in nats."""
 
+    @property
+    def mean_kl(self) -> float:
+        """Nats, at the temperature where it is largest."""
+        return float(self.kl_NT.mean(0).max())
+
     def is_foreign(self, kl_limit: float) -> bool:
-        """Whether its records are not the teacher's, by themselves."""
+        """Whether its records are not the teacher's, while those of other blocks are."""
         flipped = int((~self.agree_N).sum())
-        return bool(
-            self.kl_NT.mean(0).max() > BLOCK_KL_FACTOR * kl_limit
-            or flipped > most_flips(len(self.agree_N))
-        )
+        return self.mean_kl > kl_limit or flipped > most_flips(len(self.agree_N))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,8 @@ def audit(
     if not findings:
         raise CacheError(f"cache {cache.root} has no records yet, or of absent images alone")
     encoding_kl = kl_cost(recipe.storage.encoding, recipe.topk.k)
-    limit = KL_LIMIT + encoding_kl
+    median = float(np.median([each.mean_kl for each in findings]))
+    limit = max(NEGLIGIBLE_KL + 10 * encoding_kl, OUTLYING_FACTOR * median)
     foreign = tuple(place(cache, each.block) for each in findings if each.is_foreign(limit))
     return Audit(recipe.topk.temperatures, findings, len(cache.blocks()), encoding_kl, foreign)
 

@@ -1,5 +1,6 @@
 """Recipes and caches small enough for tests, and real."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 from service.store import open_store
 from teacher_cache.fill import fill
 from teacher_cache.images import index_images
+from teacher_cache.ledger import seal
 from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.store import open_cache
 from teacher_cache.teacher import load_teacher
 
 REPOSITORY = Path(__file__).parents[1]
@@ -74,6 +77,23 @@ def fill_cache(root, data, recipe, device=CPU):
     for _ in fill(cache, index, teacher, recipe):
         pass
     return cache
+
+
+def rewrite_manifest(root, **changes):
+    """Let a cache have been filled by other libraries: its manifest and every entry say so."""
+    from dataclasses import replace
+
+    cache = open_cache(root)
+    manifest = replace(cache.manifest, **changes)
+    (root / "zarr.json").write_text(json.dumps(manifest.to_json()))
+    for path in (root / "ledger").rglob("*.json"):
+        document = json.loads(path.read_bytes())
+        content = {
+            name: value
+            for name, value in document.items()
+            if name not in ("kind", "cache", "manifest", "entry_sha256")
+        }
+        path.write_bytes(seal(document["kind"], manifest.owner, content))
 
 
 def to_toml(document):

@@ -91,7 +91,7 @@ def test_records_agree_with_the_cpus(device, scans, filled, tmp_path):
         largest = 0.01 if device.type == "cuda" else 0
         np.testing.assert_allclose(slab.logp_NK, expected.logp_NK, atol=largest, rtol=0)
         np.testing.assert_allclose(slab.tail_NT, expected.tail_NT, atol=largest, rtol=0)
-    assert audit(cache, index, build_teacher(recipe, index), records=270, seed=0).passed
+    assert audit(cache, index, build_teacher(recipe, index), recipe, records=270, seed=0).passed
 
 
 def test_top_k_of_the_same_logits_is_the_cpus_and_waits_for_nothing_before_it_is_fetched(

@@ -138,7 +138,7 @@ def test_a_claim_is_one_processes_and_ends_with_it(disk):
     held = disk.claim("tile-0-0")
     assert disk.claim("tile-0-0") is None
     held.release()
-    assert os.listdir(disk.root / "staging") == []
+    assert [p.name for p in (disk.root / "staging").iterdir()] == []
     child = os.fork()
     if child == 0:
         disk.claim("tile-0-0")
@@ -149,7 +149,7 @@ def test_a_claim_is_one_processes_and_ends_with_it(disk):
     assert again is not None
     assert disk.abandoned() == []
     again.release()
-    assert os.listdir(disk.root / "staging") == []
+    assert [p.name for p in (disk.root / "staging").iterdir()] == []
 
 
 def test_a_claim_has_a_name_that_a_sweep_knows(disk):
