@@ -234,7 +234,7 @@ def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Reque
 def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> MicroBatch:
     for row, reason in images.unreadable.items():
         raise ImagesError(
-            f"{data.index.root / data.index.keys[row]}: {reason}: repair or remove it; the state "
+            f"{data.index.name_of(row)}: {reason}: repair or remove it; the state "
             "saved last is kept, and the same command continues from it"
         )
     rows = images.request.rows

@@ -75,9 +75,7 @@ def evaluate(
         largest = (1, data.batch_size)
         for images in rendered(data.renderer, requests, data.loader, largest=largest):
             for row, reason in images.unreadable.items():
-                raise ImagesError(
-                    f"{data.index.root / data.index.keys[row]}: {reason}: repair or remove it"
-                )
+                raise ImagesError(f"{data.index.name_of(row)}: {reason}: repair or remove it")
             batch = normalization.images(images.pixels_GBHWC[0])
             labels_B = torch.from_numpy(data.index.labels[images.request.rows]).to(batch.device)
             for number, network in enumerate(networks):

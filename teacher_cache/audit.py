@@ -262,7 +262,7 @@ def _audit_block(
 
 def _require_readable(index: ImageIndex, images: Rendered) -> None:
     for row, reason in images.unreadable.items():
-        raise CacheError(f"{index.root / index.keys[row]}: {reason}: restore the image")
+        raise CacheError(f"{index.name_of(row)}: {reason}: restore the image")
 
 
 def _compare_images(

@@ -4,7 +4,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from teacher_cache.listing import ImagesError, Listing, is_image, listing_of_classes
+from teacher_cache.listing import (
+    ImagesError,
+    ImageUnavailable,
+    Listing,
+    is_image,
+    listing_of_classes,
+)
 from teacher_cache.tars import list_class_tars
 
 
@@ -27,6 +33,8 @@ def list_folder(root: Path) -> Listing:
             (entry for entry in found if not entry.name.startswith(".")),
             key=lambda entry: os.fsencode(entry.name),
         )
+    for entry in entries:
+        _require_there(entry.path)
     folders = [entry.name for entry in entries if entry.is_dir()]
     if folders:
         return listing_of_classes(root, {name: list(_image_keys(root, name)) for name in folders})
@@ -36,9 +44,21 @@ def list_folder(root: Path) -> Listing:
     raise ImagesError(f"{root} holds no class folders; expected {root}/<class>/<image>.jpg")
 
 
+def _require_there(path: str) -> None:
+    """Refuse a link that leads nowhere: it may be to a folder of images on a mount that is away."""
+    try:
+        Path(path).stat()
+    except OSError as error:
+        raise ImageUnavailable.of(path, error) from None
+
+
+def _unreachable(error: OSError) -> None:
+    raise ImageUnavailable.of(str(error.filename), error) from None
+
+
 def _image_keys(root: Path, name: str) -> Iterable[str]:
     seen = set()
-    for folder, below, files in os.walk(root / name, followlinks=True):
+    for folder, below, files in os.walk(root / name, followlinks=True, onerror=_unreachable):
         real = os.path.realpath(folder)
         if real in seen:  # a link that leads back
             below.clear()
@@ -48,3 +68,5 @@ def _image_keys(root: Path, name: str) -> Iterable[str]:
         for file in files:
             if is_image(file):
                 yield f"{prefix}/{file}"
+            elif (path := os.path.join(folder, file)) and os.path.islink(path):  # noqa: PTH114, PTH118
+                _require_there(path)

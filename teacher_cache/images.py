@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -17,8 +17,17 @@ import numpy as np
 
 from teacher_cache.folder import list_folder
 from teacher_cache.hugging_face import list_dataset
-from teacher_cache.listing import EXTENSIONS, ImageSource, Listing, printable, several
+from teacher_cache.listing import (
+    EXTENSIONS,
+    ImageSource,
+    ImageUnavailable,
+    Listing,
+    printable,
+    read_regular_file,
+    several,
+)
 from teacher_cache.listing import ImagesError as ImagesError
+from teacher_cache.names import Names
 from teacher_cache.tars import list_tar
 from teacher_cache.webdataset import list_shards
 
@@ -31,7 +40,7 @@ class ImageIndex:
     """
 
     root: Path
-    keys: tuple[str, ...]
+    keys: Names
     """[N] names: paths below `root`, with `/`, decoded by `os.fsdecode`."""
     labels: np.ndarray
     """[N] int64 class ids."""
@@ -39,6 +48,10 @@ class ImageIndex:
     """From class folder to class id."""
     source: ImageSource | None = None
     """Where the bytes are; None: each image is a file, `root / key`."""
+
+    def __post_init__(self) -> None:
+        """Hold the names in one block of memory, whatever sequence they came in."""
+        object.__setattr__(self, "keys", Names.of(self.keys))
 
     def __len__(self) -> int:
         """N, the number of images."""
@@ -51,24 +64,39 @@ class ImageIndex:
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of keys, labels and classes, wherever the folder lies."""
-        sha = hashlib.sha256()
-        for name, class_id in sorted(self.class_ids.items(), key=lambda item: os.fsencode(item[0])):
-            sha.update(os.fsencode(name) + b"\0%d\0" % class_id)
-        sha.update(b"\0".join(map(os.fsencode, self.keys)))
-        sha.update(self.labels.astype("<i8").tobytes())
+        classes = sorted(self.class_ids.items(), key=lambda item: os.fsencode(item[0]))
+        listed = b"".join(os.fsencode(name) + b"\0%d\0" % class_id for name, class_id in classes)
+        sha = hashlib.sha256(b"retort/index/2\0")
+        labels = memoryview(np.ascontiguousarray(self.labels, "<i8")).cast("B")
+        for part in (memoryview(listed), self.keys.blob, labels):
+            # the lengths keep two different sets of parts from giving the same bytes
+            sha.update(b"%d\0" % len(part))
+            sha.update(part)
         return sha.hexdigest()
 
     def read(self, row: int) -> bytes:
-        """The encoded bytes of one image; OSError where they cannot be read."""
-        if self.source is not None:
-            return self.source.read(row)
-        return (self.root / self.keys[row]).read_bytes()
+        """The encoded bytes of one image.
+
+        Raises:
+            ImageUnavailable: they cannot be reached.
+            ImagesError: no regular file, or an archive that was changed.
+        """
+        try:
+            if self.source is not None:
+                return self.source.read(row)
+            return read_regular_file(self.root / self.keys[row])
+        except OSError as error:
+            raise ImageUnavailable.of(self.name_of(row), error) from None
+
+    def name_of(self, row: int) -> str:
+        """What errors call the image of a row."""
+        return printable(str(self.root / self.keys[row]))
 
     def take(self, rows: np.ndarray) -> Self:
         """Some of the rows [M], in that order."""
         return replace(
             self,
-            keys=tuple(self.keys[row] for row in rows.tolist()),
+            keys=self.keys.take(rows),
             labels=self.labels[rows],
             source=self.source and self.source.take(rows),
         )
@@ -138,10 +166,14 @@ def index_images(
         )
     _require_images(listing, used)
     ids = np.array([class_ids.get(name, -1) for name in listing.classes], np.int64)
-    whole = ImageIndex(
-        listing.root, tuple(listing.keys), ids[listing.labels], dict(class_ids), listing.source
+    order = _order(listing)
+    return ImageIndex(
+        listing.root,
+        _names_in(order, listing.keys),
+        ids[listing.labels[order]],
+        dict(class_ids),
+        listing.source and listing.source.take(order),
     )
-    return whole.take(_order(listing))
 
 
 def list_images(data: Path | str) -> Listing:
@@ -199,6 +231,16 @@ def rebase(index: ImageIndex, data: Path | str) -> ImageIndex:
     """
     listing = list_images(data)
     _require_images(listing, {listing.classes[label] for label in np.unique(listing.labels)})
+    order = _order(listing)
+    is_same = _names_in(order, listing.keys) == index.keys
+    here = order if is_same else _matched(index, listing)
+    _require_same_labels(index, listing, here)
+    source = listing.source and listing.source.take(here)
+    return replace(index, root=listing.root, source=source)
+
+
+def _matched(index: ImageIndex, listing: Listing) -> np.ndarray:
+    """int64 [N] the listing's rows in the index's order, where the two name classes otherwise."""
     rows = {key: row for row, key in enumerate(listing.keys)}
     missing = _difference(index.keys, rows)
     extra = _difference(rows, index.keys)
@@ -210,10 +252,7 @@ def rebase(index: ImageIndex, data: Path | str) -> ImageIndex:
             + " and ".join(parts)
             + ": point --data at the data set that the cache was filled from, or fill a new cache"
         )
-    here = np.array([rows[key] for key in index.keys], np.int64)
-    _require_same_labels(index, listing, here)
-    source = listing.source and listing.source.take(here)
-    return replace(index, root=listing.root, source=source)
+    return np.array([rows[key] for key in index.keys], np.int64)
 
 
 def _require_same_labels(index: ImageIndex, listing: Listing, here: np.ndarray) -> None:
@@ -248,13 +287,23 @@ def _require_images(listing: Listing, used: Collection[str]) -> None:
 def _order(listing: Listing) -> np.ndarray:
     """int64 [N] the listing's rows by class and key, in byte order."""
     classes = [os.fsencode(name) for name in listing.classes]
-    rank = {name: place for place, name in enumerate(sorted(classes))}
-    ranks = [rank[name] for name in classes]
-    order = [
-        (ranks[label], os.fsencode(key), row)
-        for row, (label, key) in enumerate(zip(listing.labels.tolist(), listing.keys, strict=True))
-    ]
-    return np.array([row for _, _, row in sorted(order)], np.int64)
+    ranks = np.empty(len(classes), np.int64)
+    ranks[np.array(sorted(range(len(classes)), key=classes.__getitem__), np.int64)] = np.arange(
+        len(classes)
+    )
+    labels = ranks[listing.labels]
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[by_class], prepend=-1)).tolist()
+    keys = list(map(os.fsencode, listing.keys))
+    # class by class, since many short lists are sorted several times as fast as a long one
+    for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
+        rows = by_class[start:stop].tolist()
+        by_class[start:stop] = sorted(rows, key=keys.__getitem__)
+    return by_class
+
+
+def _names_in(order: np.ndarray, keys: Sequence[str]) -> Names:
+    return Names.of(map(keys.__getitem__, order.tolist()))
 
 
 def _difference(keys: Iterable[str], others: Iterable[str]) -> list[str]:

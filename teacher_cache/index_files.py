@@ -10,13 +10,15 @@ N images, C classes. Nothing is taken from an array's `zarr.json`, which is ther
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from teacher_cache.images import ImageIndex
+from teacher_cache.names import Names
+from teacher_cache.place import Place
 
 INDEX_ARRAYS = ("keys", "labels", "classes", "class_ids")
 MOST_KEY_BYTES = 4096
@@ -32,7 +34,7 @@ def index_files(index: ImageIndex) -> dict[str, bytes]:
     """The files of an index by their keys below the cache."""
     names = sorted(index.class_ids, key=lambda name: index.class_ids[name])
     chunks = {
-        "keys": _joined(index.keys),
+        "keys": bytes(index.keys.blob),
         "labels": index.labels.astype("<i8").tobytes(),
         "classes": _joined(names),
         "class_ids": np.array([index.class_ids[name] for name in names], "<i8").tobytes(),
@@ -47,7 +49,7 @@ def index_documents(index: ImageIndex) -> dict[str, dict[str, Any]]:
     """The `zarr.json` that each array must have, by the array's name."""
     return _documents(
         {
-            "keys": sum(len(os.fsencode(key)) + 1 for key in index.keys),
+            "keys": len(index.keys.blob),
             "labels": 8 * len(index),
             "classes": sum(len(os.fsencode(name)) + 1 for name in index.class_ids),
             "class_ids": 8 * len(index.class_ids),
@@ -55,12 +57,12 @@ def index_documents(index: ImageIndex) -> dict[str, dict[str, Any]]:
     )
 
 
-def read_index(root: Path, read: Callable[..., bytes | None], *, rows: int) -> ImageIndex:
-    """The image index as stored.
+def read_index(place: Place, root: Path, *, rows: int) -> ImageIndex:
+    """The image index as stored; keys and labels are mapped where they are files.
 
     Args:
+        place: where the cache lies.
         root: what the index calls its place.
-        read: from a key, and `at_most` so many bytes, to a file's bytes; None where there is none.
         rows: how many images there are.
 
     Raises:
@@ -68,22 +70,32 @@ def read_index(root: Path, read: Callable[..., bytes | None], *, rows: int) -> I
     """
 
     def chunk(name: str, at_most: int) -> bytes:
-        data = read(chunk_key(name), at_most=at_most)
+        data = place.read(chunk_key(name), at_most=at_most)
         if data is None:
             raise ValueError(f"{chunk_key(name)} is missing")
         return data
 
-    labels = _numbers("labels", chunk("labels", 8 * rows))
-    keys = _split("keys", chunk("keys", MOST_KEY_BYTES * rows))
+    labels, keys = _mapped_rows(place, rows) or (
+        _numbers("labels", chunk("labels", 8 * rows)),
+        Names(chunk("keys", MOST_KEY_BYTES * rows)),
+    )
     ids = _numbers("class_ids", chunk("class_ids", 8 * max(rows, 1 << 20)))
     classes = _split("classes", chunk("classes", MOST_KEY_BYTES * len(ids)))
     if len(keys) != rows or len(labels) != rows:
         raise ValueError(f"it holds {len(keys)} keys and {len(labels)} labels of {rows} images")
     if len(classes) != len(ids) or (np.diff(ids) <= 0).any() or len(set(classes)) != len(ids):
         raise ValueError(f"it names {len(classes)} classes with {len(ids)} ids, each once")
-    if not np.isin(labels, ids).all():
+    if (ids[np.minimum(np.searchsorted(ids, labels), len(ids) - 1)] != labels).any():
         raise ValueError("an image has a label that no class has")
     return ImageIndex(root, keys, labels, dict(zip(classes, ids.tolist(), strict=True)))
+
+
+def _mapped_rows(place: Place, rows: int) -> tuple[np.ndarray, Names] | None:
+    """Labels and keys out of their files, whose pages all processes of a host share."""
+    label_path, key_path = (place.path_of(chunk_key(name)) for name in ("labels", "keys"))
+    if label_path is None or key_path is None or label_path.stat().st_size != 8 * rows or not rows:
+        return None
+    return np.memmap(label_path, "<i8", "r"), Names.mapped(key_path)
 
 
 def _documents(sizes: dict[str, int]) -> dict[str, dict[str, Any]]:

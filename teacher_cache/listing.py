@@ -3,7 +3,9 @@
 N images, C classes.
 """
 
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -24,11 +26,41 @@ class ImagesError(UserError):
     """Images that cannot be used, or that are not those a cache was made from."""
 
 
+class ImageUnavailable(UserError):
+    """Images that cannot be reached now: a mount that is away, a right that is missing, a bad disk.
+
+    That is never taken for an image that does not decode: what is away for a moment is not absent.
+    """
+
+    @classmethod
+    def of(cls, name: str, error: OSError) -> Self:
+        """What the system said of a file or folder."""
+        reason = error.strerror or str(error)
+        return cls(
+            f"{printable(name)}: cannot be reached ({reason}): nothing already done is lost; see "
+            "that the images are all there, and run the same command again"
+        )
+
+
+def read_regular_file(path: Path) -> bytes:
+    """The bytes of a file; a pipe or device of that name is not even opened for reading.
+
+    Raises:
+        ImagesError: no regular file.
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ImagesError(f"{printable(str(path))} is no regular file: take it out of the data")
+        return file.read()
+
+
 class ImageSource(Protocol):
     """Encoded images by row. It is read in forked and spawned workers, so it is picklable."""
 
     def read(self, row: int) -> bytes:
-        """One image's encoded bytes; OSError where they cannot be read."""
+        """One image's encoded bytes, none for a row without any; OSError where they are away."""
         ...
 
     def take(self, rows: np.ndarray) -> Self:

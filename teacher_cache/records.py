@@ -48,7 +48,7 @@ def ask(
     if batch.unreadable and not recipe.images.skip_unreadable:
         row, reason = next(iter(batch.unreadable.items()))
         raise ImagesError(
-            f"{index.root / index.keys[row]}: {reason}: repair or remove it, or set "
+            f"{index.name_of(row)}: {reason}: repair or remove it, or set "
             "images.skip_unreadable = true to leave such images out"
         )
     rows = batch.request.rows

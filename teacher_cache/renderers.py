@@ -104,7 +104,7 @@ class ViewRenderer:
 
     def name_of(self, row: int) -> str:
         """The image's path."""
-        return str(self.index.root / self.index.keys[row])
+        return self.index.name_of(row)
 
     def _view(self, row: int, number: int) -> View:
         return sample_view(self.policy, seed=self.seed, key=self.index.keys[row], view=number)
@@ -147,7 +147,7 @@ class CenterRenderer:
 
     def name_of(self, row: int) -> str:
         """The image's path."""
-        return str(self.index.root / self.index.keys[row])
+        return self.index.name_of(row)
 
 
 def _decoded(

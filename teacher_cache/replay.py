@@ -27,7 +27,7 @@ def require_same_images(sources: Sources, index: ImageIndex, images: Rendered) -
     """
     if differing := sources.differing(images.request.rows, images.sources_B):
         raise ImagesChanged(
-            f"{index.root / index.keys[differing[0]]}: its bytes are not those that the teacher "
+            f"{index.name_of(differing[0])}: its bytes are not those that the teacher "
             f"read ({len(differing)} of this batch of {len(images.request.rows)} images): it was "
             "replaced or encoded anew since the cache was begun: restore the images, or fill a "
             "new cache"
@@ -53,7 +53,7 @@ def require_same_pixels(index: ImageIndex, images: Rendered, check: np.ndarray) 
     for row in differing_pixels(images.checks, check):
         view = images.request.views[0]
         raise ReplayRefused(
-            f"{index.root / index.keys[row]}, view {view}: its pixels have CRC-32 "
+            f"{index.name_of(row)}, view {view}: its pixels have CRC-32 "
             f"{images.checks[view, row]:08x}, the teacher saw "
             f"{int(check[row // ROWS_PER_CHECK]):08x}, though the image is the same: this machine "
             "renders otherwise, or the cache's record is damaged: run verify-cache, and compare "

@@ -152,7 +152,7 @@ def open_undescribed(root: Root) -> Cache:
 def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
     place = place_of(root)
     try:
-        index = read_index(Path(str(root)), place.read, rows=manifest.image_count)
+        index = read_index(place, Path(str(root)), rows=manifest.image_count)
     except (ValueError, OSError, KeyError, TypeError) as error:
         if isinstance(error, CacheError):
             raise

@@ -175,8 +175,7 @@ def _sample(index: ImageIndex) -> ImageIndex:
     readable = [row for row in rows.tolist() if _is_readable(index, row)]
     if not readable:
         raise ImagesError(f"{index.root}: none of {len(rows)} sampled images can be read")
-    keys = tuple(index.keys[row] for row in readable)
-    return replace(index, keys=keys, labels=index.labels[readable])
+    return index.take(np.array(readable, np.int64))
 
 
 def _is_readable(index: ImageIndex, row: int) -> bool:

@@ -2,9 +2,17 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from teacher_cache.images import ImagesError, index_images, read_class_map, rebase
+from teacher_cache.images import (
+    ImageIndex,
+    ImagesError,
+    index_images,
+    read_class_map,
+    rebase,
+    require_clear_order,
+)
 
 
 @pytest.fixture
@@ -91,3 +99,37 @@ def test_a_link_that_leads_back_is_not_followed_in_circles(folder):
     before = index_images(folder).keys
     (folder / "a" / "deep" / "loop").symlink_to(folder / "a")
     assert index_images(folder).keys == before
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    for name in ("1", "2", "10", "B", "a"):
+        (tmp_path / "numbered" / name).mkdir(parents=True)
+        (tmp_path / "numbered" / name / "x.png").write_bytes(name.encode())
+    return tmp_path / "numbered"
+
+
+def test_class_folders_are_numbered_as_timm_does_on_request_and_rows_stay_where_they_are(numbered):
+    from timm.data.readers.reader_image_folder import find_images_and_targets
+
+    by_bytes, by_timm = (index_images(numbered, class_order=order) for order in ("bytes", "timm"))
+    assert by_bytes.class_ids == {"1": 0, "10": 1, "2": 2, "B": 3, "a": 4}
+    assert by_timm.class_ids == find_images_and_targets(str(numbered))[1]
+    assert list(by_timm.keys) == list(by_bytes.keys) == list(index_images(numbered).keys)
+    assert by_timm.digest() != by_bytes.digest() == index_images(numbered).digest()
+
+
+def test_two_orders_of_class_folders_are_shown_and_refused(numbered, folder):
+    require_clear_order(index_images(folder))
+    words = r"from class 1 on, 10, 2, B in .*torchvision's\), 2, 10, a in timm's: set images.class_"
+    with pytest.raises(ImagesError, match=words):
+        require_clear_order(index_images(numbered))
+
+
+def test_class_names_and_keys_are_never_confused_by_the_digest():
+    def index(class_ids, keys):
+        labels = np.zeros(len(keys), np.int64)
+        return ImageIndex(Path("/data"), keys, labels, class_ids)
+
+    # the digest of format 1 ran over the same bytes for both
+    assert index({"a": 0}, ("b\x000\x00c",)).digest() != index({"a": 0, "b": 0}, ("c",)).digest()

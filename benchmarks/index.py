@@ -1,0 +1,108 @@
+"""The image index of millions of images: opened, matched, shuffled, shared by eight processes.
+
+    python -m benchmarks.index [IMAGES]
+
+Names are like ImageNet-21k's. Memory is what eight processes hold together (PSS: shared pages are
+counted once), beyond what each needs to import the code.
+"""
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.machine import describe
+from student.order import epoch_order
+from teacher_cache.disk import Disk
+from teacher_cache.images import ImageIndex, _names_in, _order
+from teacher_cache.index_files import index_files, read_index
+from teacher_cache.listing import Listing
+
+RANKS = 8
+
+
+def listing_of(images, classes):
+    """A folder's listing, each class's files in no order, as a file system gives them."""
+    random = np.random.default_rng(0)
+    labels = np.sort(random.integers(0, classes, images))
+    numbers = random.permutation(images)
+    names = [f"n{label:08}" for label in range(classes)]
+    keys = [
+        f"{names[label]}/{names[label]}_{number}.JPEG"
+        for label, number in zip(labels.tolist(), numbers.tolist(), strict=True)
+    ]
+    return Listing(Path("/data"), keys, names, labels)
+
+
+def seconds(label, function):
+    """Call it, and print how long it took."""
+    started = time.perf_counter()
+    result = function()
+    print(f"{label:44} {time.perf_counter() - started:8.2f} s", flush=True)
+    return result
+
+
+def pss_mb():
+    """This process's memory, shared pages divided by those who share them."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("Pss:"))
+
+
+def hold(folder, images, barrier, results):
+    """What a rank of a training job does with its index."""
+    before = pss_mb()
+    index = read_index(Disk(Path(folder)), Path(folder), rows=images)
+    index.digest()
+    index.labels[np.arange(0, images, 1000)].sum()
+    barrier.wait()
+    results.put(pss_mb() - before)
+    barrier.wait()
+
+
+def main(images):
+    """Measure, and print."""
+    print(describe())
+    classes = max(2, images // 650)
+    print(f"{images:,} images, {classes:,} classes")
+    listing = listing_of(images, classes)
+    order = seconds("a listing put in order", lambda: _order(listing))
+    names = seconds("its names in one block", lambda: _names_in(order, listing.keys))
+    ids = {name: number for number, name in enumerate(listing.classes)}
+    index = ImageIndex(Path("/data"), names, listing.labels[order], ids)
+    with tempfile.TemporaryDirectory() as folder:
+        for key, data in index_files(index).items():
+            (Path(folder) / key).parent.mkdir(exist_ok=True)
+            (Path(folder) / key).write_bytes(data)
+        digest = index.digest()
+
+        def opened():
+            found = read_index(Disk(Path(folder)), Path(folder), rows=images)
+            assert found.digest() == digest
+            return found
+
+        stored = seconds("opened, its digest compared", opened)
+        seconds(
+            "matched with a listing (order, names, compare)",
+            lambda: _names_in(_order(listing), listing.keys) == stored.keys,
+        )
+        rows = np.arange(images)
+        seconds("an epoch's order", lambda: epoch_order(rows, seed=0, epoch=1))
+        del listing, names, index, order, rows
+        context = multiprocessing.get_context("spawn")
+        barrier, results = context.Barrier(RANKS), context.Queue()
+        ranks = [
+            context.Process(target=hold, args=(folder, images, barrier, results))
+            for _ in range(RANKS)
+        ]
+        for rank in ranks:
+            rank.start()
+        print(f"{RANKS} processes hold together: {sum(results.get() for _ in ranks):,.0f} MB")
+        for rank in ranks:
+            rank.join()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
