@@ -67,7 +67,7 @@ class ImageIndex:
         classes = sorted(self.class_ids.items(), key=lambda item: os.fsencode(item[0]))
         listed = b"".join(os.fsencode(name) + b"\0%d\0" % class_id for name, class_id in classes)
         sha = hashlib.sha256(b"retort/index/2\0")
-        labels = memoryview(np.ascontiguousarray(self.labels, "<i8")).cast("B")
+        labels = np.ascontiguousarray(self.labels, "<i8").data.cast("B")
         for part in (memoryview(listed), self.keys.blob, labels):
             # the lengths keep two different sets of parts from giving the same bytes
             sha.update(b"%d\0" % len(part))
