@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.machine import describe
 from student.order import epoch_order
 from teacher_cache.disk import Disk
-from teacher_cache.images import ImageIndex, _names_in, _order
+from teacher_cache.images import ImageIndex, in_order
 from teacher_cache.index_files import index_files, read_index
 from teacher_cache.listing import Listing
 
@@ -62,35 +62,41 @@ def hold(folder, images, barrier, results):
     barrier.wait()
 
 
-def main(images):
-    """Measure, and print."""
-    print(describe())
+def measure(folder, images):
+    """Order, match, open and shuffle an index that is written to a folder."""
     classes = max(2, images // 650)
     print(f"{images:,} images, {classes:,} classes")
     listing = listing_of(images, classes)
-    order = seconds("a listing put in order", lambda: _order(listing))
-    names = seconds("its names in one block", lambda: _names_in(order, listing.keys))
+    order, names = seconds("a listing in no order put in order", lambda: in_order(listing))
     ids = {name: number for number, name in enumerate(listing.classes)}
     index = ImageIndex(Path("/data"), names, listing.labels[order], ids)
+    for key, data in index_files(index).items():
+        (folder / key).parent.mkdir(exist_ok=True)
+        (folder / key).write_bytes(data)
+    digest = index.digest()
+
+    def opened():
+        found = read_index(Disk(folder), folder, rows=images)
+        assert found.digest() == digest
+        return found
+
+    stored = seconds("opened, its digest compared", opened)
+    sorted_keys = list(names)  # as list_folder gives them
+    by_name = Listing(listing.root, sorted_keys, listing.classes, index.labels)
+    matched = seconds(
+        "a folder's listing matched with it",
+        lambda: in_order(by_name)[1] == stored.keys,
+    )
+    assert matched
+    rows = np.arange(images)
+    seconds("an epoch's order", lambda: epoch_order(rows, seed=0, epoch=1))
+
+
+def main(images):
+    """Measure, and print."""
+    print(describe())
     with tempfile.TemporaryDirectory() as folder:
-        for key, data in index_files(index).items():
-            (Path(folder) / key).parent.mkdir(exist_ok=True)
-            (Path(folder) / key).write_bytes(data)
-        digest = index.digest()
-
-        def opened():
-            found = read_index(Disk(Path(folder)), Path(folder), rows=images)
-            assert found.digest() == digest
-            return found
-
-        stored = seconds("opened, its digest compared", opened)
-        seconds(
-            "matched with a listing (order, names, compare)",
-            lambda: _names_in(_order(listing), listing.keys) == stored.keys,
-        )
-        rows = np.arange(images)
-        seconds("an epoch's order", lambda: epoch_order(rows, seed=0, epoch=1))
-        del listing, names, index, order, rows
+        measure(Path(folder), images)
         context = multiprocessing.get_context("spawn")
         barrier, results = context.Barrier(RANKS), context.Queue()
         ranks = [

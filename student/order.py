@@ -21,7 +21,10 @@ def epoch_order(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """
     message = b"retort/order/1\0%d\0%d" % (seed, epoch)
     words = np.frombuffer(hashlib.shake_128(message).digest(8 * len(rows)), "<u8")
-    return rows[np.argsort(words, kind="stable")]
+    order = np.argsort(words)  # several times as fast as a stable sort of millions
+    if (np.diff(words[order]) == 0).any():  # once in 10^5 epochs of 14 million rows
+        order = np.argsort(words, kind="stable")
+    return rows[order]
 
 
 def step_seed(*, seed: int, step: int, rank: int) -> int:

@@ -8,7 +8,12 @@ from typing import Self
 
 import numpy as np
 
-from teacher_cache.listing import ImagesError
+from teacher_cache.listing import (
+    ImagesError,
+    ImageUnavailable,
+    open_regular_file,
+    require_regular,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +26,16 @@ class Archive:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """The file as it is now."""
-        status = path.stat()
+        """The file as it is now.
+
+        Raises:
+            ImageUnavailable: it is not there, or no regular file.
+        """
+        try:
+            status = path.stat()
+            require_regular(status.st_mode, path)
+        except OSError as error:
+            raise ImageUnavailable.of(path, error) from None
         return cls(path, status.st_size, status.st_mtime_ns)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -33,7 +46,7 @@ class Archive:
             OSError: it cannot be read.
         """
         # opened each time: 10 us of an image's 5 ms, no descriptors to share or to run out of
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular_file(self.path)
         try:
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):

@@ -14,6 +14,7 @@ from teacher_cache.listing import (
     ImagesError,
     Listing,
     choose_split,
+    keys_of,
     read_regular_file,
     split_of,
 )
@@ -30,10 +31,10 @@ class DatasetImages:
     """int64 [N] rows of the data set."""
 
     def read(self, row: int) -> bytes:
-        """One image's encoded bytes."""
+        """One image's encoded bytes: none where the data set holds no image in the row."""
         image = self.dataset[int(self.rows[row])][self.column]
         if image is None or not (image["bytes"] or image["path"]):
-            return b""  # a row without an image is unreadable, not away
+            return b""
         return image["bytes"] or read_regular_file(Path(image["path"]))
 
     def take(self, rows: np.ndarray) -> Self:
@@ -60,7 +61,8 @@ def list_dataset(name: str) -> Listing:
 
     undecoded = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     source = DatasetImages(undecoded, image, np.arange(len(dataset)))
-    return Listing(Path(f"hfds/{name}"), keys, classes, labels, ids, source)
+    root = Path(f"hfds/{name}")
+    return Listing(root, keys_of(keys, root), classes, labels, ids, source)
 
 
 def _open(name: str, split: str | None) -> Any:

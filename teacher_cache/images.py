@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -86,7 +86,7 @@ class ImageIndex:
                 return self.source.read(row)
             return read_regular_file(self.root / self.keys[row])
         except OSError as error:
-            raise ImageUnavailable.of(self.name_of(row), error) from None
+            raise ImageUnavailable.of(self.root / self.keys[row], error) from None
 
     def name_of(self, row: int) -> str:
         """What errors call the image of a row."""
@@ -166,10 +166,10 @@ def index_images(
         )
     _require_images(listing, used)
     ids = np.array([class_ids.get(name, -1) for name in listing.classes], np.int64)
-    order = _order(listing)
+    order, keys = in_order(listing)
     return ImageIndex(
         listing.root,
-        _names_in(order, listing.keys),
+        keys,
         ids[listing.labels[order]],
         dict(class_ids),
         listing.source and listing.source.take(order),
@@ -231,9 +231,8 @@ def rebase(index: ImageIndex, data: Path | str) -> ImageIndex:
     """
     listing = list_images(data)
     _require_images(listing, {listing.classes[label] for label in np.unique(listing.labels)})
-    order = _order(listing)
-    is_same = _names_in(order, listing.keys) == index.keys
-    here = order if is_same else _matched(index, listing)
+    order, keys = in_order(listing)
+    here = order if keys == index.keys else _matched(index, listing)
     _require_same_labels(index, listing, here)
     source = listing.source and listing.source.take(here)
     return replace(index, root=listing.root, source=source)
@@ -284,26 +283,19 @@ def _require_images(listing: Listing, used: Collection[str]) -> None:
         )
 
 
-def _order(listing: Listing) -> np.ndarray:
-    """int64 [N] the listing's rows by class and key, in byte order."""
+def in_order(listing: Listing) -> tuple[np.ndarray, Names]:
+    """int64 [N] the listing's rows by class and key, in byte order; and their keys."""
     classes = [os.fsencode(name) for name in listing.classes]
     ranks = np.empty(len(classes), np.int64)
-    ranks[np.array(sorted(range(len(classes)), key=classes.__getitem__), np.int64)] = np.arange(
-        len(classes)
-    )
+    ranks[sorted(range(len(classes)), key=classes.__getitem__)] = np.arange(len(classes))
     labels = ranks[listing.labels]
-    by_class = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[by_class], prepend=-1)).tolist()
-    keys = list(map(os.fsencode, listing.keys))
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1)).tolist()
+    keys = Names.of(listing.keys).encoded()
     # class by class, since many short lists are sorted several times as fast as a long one
     for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
-        rows = by_class[start:stop].tolist()
-        by_class[start:stop] = sorted(rows, key=keys.__getitem__)
-    return by_class
-
-
-def _names_in(order: np.ndarray, keys: Sequence[str]) -> Names:
-    return Names.of(map(keys.__getitem__, order.tolist()))
+        order[start:stop] = sorted(order[start:stop].tolist(), key=keys.__getitem__)
+    return order, Names(b"\0".join([*map(keys.__getitem__, order.tolist()), b""]))
 
 
 def _difference(keys: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -3,10 +3,11 @@
 N images, C classes.
 """
 
+import errno
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol, Self
@@ -15,6 +16,7 @@ import numpy as np
 
 from teacher_cache.errors import UserError
 from teacher_cache.errors import printable as printable
+from teacher_cache.names import Names
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -26,41 +28,23 @@ class ImagesError(UserError):
     """Images that cannot be used, or that are not those a cache was made from."""
 
 
-class ImageUnavailable(UserError):
-    """Images that cannot be reached now: a mount that is away, a right that is missing, a bad disk.
-
-    That is never taken for an image that does not decode: what is away for a moment is not absent.
-    """
+class ImageUnavailable(ImagesError):
+    """An image or a folder that is named but cannot be read now; it says nothing of its bytes."""
 
     @classmethod
-    def of(cls, name: str, error: OSError) -> Self:
-        """What the system said of a file or folder."""
-        reason = error.strerror or str(error)
+    def of(cls, path: object, error: OSError) -> Self:
+        """What a user reads of an OSError."""
         return cls(
-            f"{printable(name)}: cannot be reached ({reason}): nothing already done is lost; see "
-            "that the images are all there, and run the same command again"
+            f"{printable(str(path))} cannot be read ({error.strerror or error}): nothing is lost; "
+            "mend it, or remove it if it is meant to be gone, and run the same command again"
         )
-
-
-def read_regular_file(path: Path) -> bytes:
-    """The bytes of a file; a pipe or device of that name is not even opened for reading.
-
-    Raises:
-        ImagesError: no regular file.
-        OSError: it cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ImagesError(f"{printable(str(path))} is no regular file: take it out of the data")
-        return file.read()
 
 
 class ImageSource(Protocol):
     """Encoded images by row. It is read in forked and spawned workers, so it is picklable."""
 
     def read(self, row: int) -> bytes:
-        """One image's encoded bytes, none for a row without any; OSError where they are away."""
+        """One image's encoded bytes; OSError where they cannot be read."""
         ...
 
     def take(self, rows: np.ndarray) -> Self:
@@ -74,7 +58,7 @@ class Listing:
 
     root: Path
     """Where they are, in errors: `root / key` names an image."""
-    keys: Sequence[str]
+    keys: Names
     """[N] unique names."""
     classes: Sequence[str]
     """[C] names of classes, of class folders where there are any."""
@@ -91,6 +75,58 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and PurePath(name).suffix.lower() in EXTENSIONS
 
 
+def keys_of(names: Iterable[str], root: Path) -> Names:
+    """Names of images as keys.
+
+    Raises:
+        ImagesError: a name that is empty, holds a NUL, or has no bytes in this file system.
+    """
+    try:
+        return Names.of(names)
+    except ValueError as error:
+        raise ImagesError(f"{root}: {error}: rename these images") from None
+
+
+def read_regular_file(path: Path) -> bytes:
+    """A file's bytes, links followed.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open(open_regular_file(path), "rb", buffering=0) as file:
+        return file.readall()
+
+
+def open_regular_file(path: Path) -> int:
+    """A descriptor to read from; opening a FIFO in the ordinary way would wait for a writer.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except BlockingIOError:  # a file server holds a lease on it, and gives it back when asked
+        require_regular(path.stat().st_mode, path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        require_regular(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def require_regular(mode: int, path: Path) -> None:
+    """Refuse a FIFO, socket, device or folder.
+
+    Raises:
+        OSError: it is one of these.
+    """
+    if not stat.S_ISREG(mode):
+        kind = {"p": "a FIFO", "s": "a socket", "d": "a folder"}.get(stat.filemode(mode)[0])
+        raise OSError(errno.EINVAL, f"it is {kind or 'a device'}, not a regular file", str(path))
+
+
 def several(names: Sequence[str], noun: str) -> str:
     """Count and name: `3 images (a/1.png, a/2.png, a/3.png)`."""
     shown = ", ".join(printable(name) for name in names[:3])
@@ -101,11 +137,11 @@ def several(names: Sequence[str], noun: str) -> str:
 def listing_of_classes(
     root: Path, found: Mapping[str, Sequence[str]], source: ImageSource | None = None
 ) -> Listing:
-    """A listing out of the keys of each class folder."""
+    """A listing out of the keys of each class folder, in the order of both."""
     counts = [len(keys) for keys in found.values()]
     return Listing(
         root,
-        [key for keys in found.values() for key in keys],
+        keys_of((key for keys in found.values() for key in keys), root),
         list(found),
         np.repeat(np.arange(len(found)), counts),
         source=source,

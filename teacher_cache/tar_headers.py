@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacher_cache.archive import Archive, Extent
-from teacher_cache.listing import ImagesError, is_image, printable
+from teacher_cache.listing import (
+    ImagesError,
+    ImageUnavailable,
+    is_image,
+    open_regular_file,
+    printable,
+)
 
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -46,10 +52,16 @@ def read_contents(archive: Archive, within: Extent | None = None) -> Contents:
     Raises:
         ImagesError: compressed, cut off, damaged, no tar, or members that cannot be read by offset
             or lead out of the archive.
-        OSError: it cannot be read.
+        ImageUnavailable: it cannot be read.
     """
-    place = within or Extent(0, archive.size)
-    with archive.path.open("rb", buffering=0) as file:
+    try:
+        return _read_contents(archive, within or Extent(0, archive.size))
+    except OSError as error:
+        raise ImageUnavailable.of(archive.path, error) from None
+
+
+def _read_contents(archive: Archive, place: Extent) -> Contents:
+    with open(open_regular_file(archive.path), "rb", buffering=0) as file:  # noqa: PTH123
         window = _Window(file.fileno(), place)
         _refuse_compressed(archive.path, window)
         scan = _Scan(archive.path, place.offset)

@@ -79,13 +79,16 @@ def list_class_tars(root: Path, paths: list[Path]) -> Listing:
 def _listing(
     root: Path, archives: tuple[Archive, ...], members: Mapping[str, Mapping[str, Place]]
 ) -> Listing:
+    members = {name: members[name] for name in sorted(members, key=os.fsencode)}
     places = [place for of_class in members.values() for place in of_class.values()]
     keys = {name: list(of_class) for name, of_class in members.items()}
     return listing_of_classes(root, keys, archived(archives, places))
 
 
 def _at(number: int, files: Mapping[str, Extent]) -> dict[str, Place]:
-    return {name: (number, extent) for name, extent in files.items()}
+    """In the order of an index: by key, in bytes."""
+    names = sorted(files, key=os.fsencode)
+    return {name: (number, files[name]) for name in names}
 
 
 def _below(contents: Contents, inner: str, root: Path) -> Contents:

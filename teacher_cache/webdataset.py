@@ -6,6 +6,7 @@ compares images and labels with timm's reader.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from teacher_cache.archive import Archive, Extent, archived
 from teacher_cache.listing import (
     EXTENSIONS,
     ImagesError,
+    ImageUnavailable,
     Listing,
     choose_split,
+    keys_of,
     printable,
     several,
     split_of,
@@ -82,7 +85,8 @@ def list_shards(name: str) -> Listing:
     values, positions = np.unique(np.array(labels, np.int64), return_inverse=True)
     classes = [str(value) for value in values.tolist()]
     ids = {name: int(name) for name in classes}
-    return Listing(shards.root, keys, classes, positions, ids, archived(archives, places))
+    named = keys_of(keys, shards.root)
+    return Listing(shards.root, named, classes, positions, ids, archived(archives, places))
 
 
 def _shards(name: str) -> Shards:
@@ -94,12 +98,10 @@ def _shards(name: str) -> Shards:
     name, split = split_of(name)
     path = Path(name)
     if path.is_dir():
-        infos = [path / info for info in INFO_FILES if (path / info).is_file()]
+        infos = [path / info for info in INFO_FILES if os.path.lexists(path / info)]
         if infos:
             return _stated_shards(infos[0], split, name)
-        paths: Sequence[Path] = sorted(
-            entry for entry in path.glob("*.tar") if not entry.name.startswith(".")
-        )
+        paths: Sequence[Path] = _tars_in(path)
     else:
         paths = [Path(each) for each in _expanded(name)]
     if split is not None:
@@ -108,6 +110,14 @@ def _shards(name: str) -> Shards:
             f"such as wds/{path}/{split}-{{000..127}}.tar"
         )
     return Shards(path, _existing(paths, name))
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - glob passes over a folder it cannot list
+    except OSError as error:
+        raise ImageUnavailable.of(folder, error) from None
+    return [folder / n for n in sorted(names) if n.endswith(".tar") and not n.startswith(".")]
 
 
 def _stated_shards(info: Path, split: str | None, name: str) -> Shards:
@@ -194,7 +204,11 @@ def _label(archive: Archive, sample: _Sample, label_key: str | None) -> int:
             f"{archive.path}: {name} has no label: expected a .cls or .json beside it"
         )
     extent = by_extension[wanted]
-    data, field = archive.read(extent.offset, extent.size), label_key or "label"
+    field = label_key or "label"
+    try:
+        data = archive.read(extent.offset, extent.size)
+    except OSError as error:
+        raise ImageUnavailable.of(archive.path, error) from None
     try:
         return int(data if wanted == "cls" else json.loads(data)[field])
     except (ValueError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from slow_file import SlowFile
 from small import (
     CPU,
     cache_document,
@@ -167,10 +168,9 @@ def test_a_machine_without_room_in_dev_shm_trains_to_the_same_bytes(
 @pytest.fixture
 def hanging(own_scans):
     """Scans on a disk that never gives one of them."""
-    path = min((own_scans / "train").rglob("*.png"))
-    path.unlink()
-    os.mkfifo(path)
-    return own_scans
+    file = SlowFile(min((own_scans / "train").rglob("*.png")))
+    yield own_scans
+    file.close()
 
 
 def test_workers_end_with_a_killed_parent_even_while_the_disk_hangs(run_command, hanging, tmp_path):

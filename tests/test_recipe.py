@@ -95,6 +95,9 @@ def test_the_digest_covers_what_changes_a_record_and_nothing_else(tmp_path):
         {"storage__views_per_tile": 1},
         {"loader__workers": 3},
         {"images__skip_unreadable": True},
+        {"images__max_unreadable": 0.5},
+        {"images__class_order": "timm"},  # the index has a digest of its own
+        {"teacher__allow_poor": True},
     ):
         assert cache_recipe(**changes).digest() == digest, changes
     for changes in (

@@ -131,5 +131,8 @@ def test_class_names_and_keys_are_never_confused_by_the_digest():
         labels = np.zeros(len(keys), np.int64)
         return ImageIndex(Path("/data"), keys, labels, class_ids)
 
-    # the digest of format 1 ran over the same bytes for both
-    assert index({"a": 0}, ("b\x000\x00c",)).digest() != index({"a": 0, "b": 0}, ("c",)).digest()
+    # the digest of format 1 ran over the same bytes for both: it put no length before the classes
+    one, other = index({"a": 0, "b": 0}, ("c", "d")), index({"a": 0}, ("b", "0", "c", "d"))
+    labels = np.frombuffer(one.labels.tobytes(), np.uint8)
+    assert len(labels) == 16
+    assert one.digest() != other.digest()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from slow_file import SlowFile
 from small import CPU, REPOSITORY
 
 from teacher_cache.errors import UserError
@@ -78,13 +79,13 @@ def test_unreadable_images_are_named_and_black(own_scans):
     index = index_images(own_scans / "train")
     broken = own_scans / "train" / index.keys[4]
     broken.write_bytes(broken.read_bytes()[:40])
-    (own_scans / "train" / index.keys[7]).unlink()
+    (own_scans / "train" / index.keys[7]).write_bytes(b"")
     renderer = CenterRenderer(index, SIZE, 1.0, "bicubic")
     requests = [Request(np.arange(10), (0,))] * 9  # so that each place was written before
     with rendered(renderer, requests, LoaderSettings(2), largest=(1, 10)) as loader:
         for found in loader:
             assert list(found.unreadable) == [4, 7]
-            assert "No such file" in found.unreadable[7]
+            assert "the file is empty" in found.unreadable[7]
             assert not found.pixels_GBHWC[0, [4, 7]].any()
             assert found.pixels_GBHWC[0, 5].any()
 
@@ -170,17 +171,11 @@ def test_the_time_that_the_reader_waited_is_counted(tmp_path, renderer, slow):
 
 @pytest.fixture
 def slow(own_scans):
-    """An index whose second image comes from a pipe, and what lets it come."""
+    """An index whose second image is not given by its disk, and what lets it come."""
     index = index_images(own_scans / "train")
-    path = own_scans / "train" / index.keys[1]
-    data = path.read_bytes()
-    path.unlink()
-    os.mkfifo(path)
-
-    def release():
-        path.write_bytes(data)
-
-    return index, release
+    file = SlowFile(own_scans / "train" / index.keys[1])
+    yield index, file.release
+    file.close()
 
 
 def test_while_one_worker_waits_for_a_slow_image_the_other_goes_on(slow):

@@ -19,7 +19,7 @@ def test_names_are_a_sequence_of_what_they_were_made_of(names):
     assert len(found) == len(names)
     assert list(found) == names == [found[row] for row in range(len(names))]
     assert found == names
-    assert found[3:9] == names[3:9]
+    assert found[3:9] == tuple(names[3:9])
     assert pickle.loads(pickle.dumps(found)) == found
     for row in range(-len(names), 0):
         assert found[row] == names[row]
@@ -43,6 +43,11 @@ def test_a_mapped_file_is_pickled_by_its_name(tmp_path):
     assert mapped == names
     assert len(pickle.dumps(mapped)) < 400
     assert pickle.loads(pickle.dumps(mapped)) == names
+
+
+def test_a_name_with_a_nul_is_refused():
+    with pytest.raises(ValueError, match="a name holds a NUL byte"):
+        Names.of(["a", "b\0c"])
 
 
 def test_what_is_no_file_of_names_is_refused(tmp_path):
