@@ -1,11 +1,11 @@
 """docs/cache-format.md says what is on disk, and its example runs."""
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-import zlib
 
 import google_crc32c
 import numpy as np
@@ -60,8 +60,8 @@ def test_a_reader_without_zarr_finds_the_records_where_the_document_says(filled)
         entry = json.loads((filled.root / f"ledger/2/{shard}.json").read_text())
         for file, stated in entry["files"].items():
             data = (filled.root / file).read_bytes()
-            crc = f"{google_crc32c.value(data):08x}"
-            assert (len(data), crc) == (stated["size"], stated["crc32c"])
+            found = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            assert found == stated
         rows = slice(32 * shard, min(32 * shard + 32, 90))
         for name, dtype in (("ids", "u2"), ("logp", "f2"), ("tail", "f2")):
             (chunk,) = chunks(filled.root / name / f"c.2.{shard}.0", 1)
@@ -72,12 +72,28 @@ def test_a_reader_without_zarr_finds_the_records_where_the_document_says(filled)
         assert np.frombuffer(check, "<u4")[0] == slab.check[shard]
 
 
-def test_the_checksum_of_an_entry_is_that_of_its_canonical_spelling():
-    entry = json.loads((GOLDEN / "ledger" / "0" / "0.json").read_text())
-    stated = entry.pop("entry_crc32c")
-    spelled = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
-    assert f"{google_crc32c.value(spelled):08x}" == stated
-    assert zlib.crc32(b"") == 0
+@pytest.mark.parametrize("entry", ["0/0", "source/1", "sample"])
+def test_the_digest_of_an_entry_is_that_of_its_canonical_spelling(filled, entry):
+    document = json.loads((filled.root / "ledger" / f"{entry}.json").read_text())
+    stated = document.pop("entry_sha256")
+    spelled = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    assert hashlib.sha256(spelled).hexdigest() == stated
+    manifest = json.loads((filled.root / "zarr.json").read_text())["attributes"]["retort"]
+    spelled = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    assert document["manifest"] == hashlib.sha256(spelled).hexdigest()
+    assert document["cache"] == manifest["cache_id"]
+
+
+def test_a_reader_without_zarr_finds_the_images_and_their_checksums(filled, scans):
+    keys = (filled.root / "keys" / "c.0").read_bytes().split(b"\0")[:-1]
+    labels = np.frombuffer((filled.root / "labels" / "c.0").read_bytes(), "<i8")
+    assert len(keys) == len(labels) == 90
+    for shard in range(3):
+        (chunk,) = chunks(filled.root / "source" / f"c.{shard}", 1)
+        stated = np.frombuffer(chunk, "<u4")
+        for row, crc in zip(range(32 * shard, 90), stated, strict=False):
+            image = (scans / "train" / keys[row].decode()).read_bytes()
+            assert google_crc32c.value(image) == crc
 
 
 def test_a_compact_cache_holds_the_codes_that_the_document_states(encoded):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import zarr
 from small import cache_document, cache_recipe, fill_cache, to_toml
-from test_store import block_of, index_of, manifest_of
+from test_store import block_of, index_of, manifest_of, with_images
 from test_verify import BLOCK, FILES, refill
 from test_writers import assert_same_records
 from zarr.storage import ObjectStore
 
 from teacher_cache.arrays import encode_shard
 from teacher_cache.bucket import Bucket
+from teacher_cache.descriptions import descriptions
 from teacher_cache.errors import CacheError, DamagedRecords, LocationError, StoreError
 from teacher_cache.ledger import BlockId
 from teacher_cache.place import locate, place_of
@@ -44,7 +45,8 @@ def remote(bucket, filled):
 
 def new_cache(url, **changes):
     index = index_of(90)
-    return create_cache(locate(url), manifest_of(cache_recipe(**changes), index), index)
+    cache = create_cache(locate(url), manifest_of(cache_recipe(**changes), index), index)
+    return with_images(cache)
 
 
 def other_writer(cache, grace_s=0.2):
@@ -74,7 +76,11 @@ def test_a_fill_into_a_bucket_leaves_the_objects_of_a_local_fill_bit_for_bit(
         for path in filled.root.rglob("*")
         if path.is_file() and "staging" not in path.parts
     }
-    assert bucket.contents() == local  # and nothing else: no claims, no writers
+    found = bucket.contents()
+    assert found.keys() == local.keys()  # and nothing else: no claims, no writers
+    # entries and the manifest hold the cache's own random id
+    differing = {key for key in local if local[key] != found[key]}
+    assert differing == {key for key in local if key.startswith("ledger/")} | {"zarr.json"}
     assert verify(remote).is_sound
     assert_same_records(open_cache(locate(bucket.url)), filled)
 
@@ -126,21 +132,23 @@ def test_an_entry_without_its_shards_and_shards_without_their_entry(remote, buck
     assert verify(remote).is_sound
 
 
-def test_what_nobody_made_is_a_stray_and_repair_removes_just_that(remote, bucket):
+def test_strays_of_the_format_go_into_quarantine_and_strangers_objects_are_left(remote, bucket):
     before = bucket.contents()
     for key in ("ids/c.0.0.0.bak", "notes.txt", "ids/c.7.0.0", "staging/tile-0-0"):
         bucket.write(key, b"x")
     living = remote.root.claim("tile-1-0")
     found = verify(remote)
-    assert len(found.strays) == 4
-    repair(remote, found)
+    assert found.strays == ("ids/c.7.0.0", "staging/tile-0-0")
+    assert found.strangers == ("ids/c.0.0.0.bak", "notes.txt")
+    _, folder = repair(remote, found)
     assert bucket.read("staging/tile-1-0")
     living.release()
-    assert bucket.contents() == before
+    left = {"ids/c.0.0.0.bak": b"x", "notes.txt": b"x", f"{folder}/ids/c.7.0.0": b"x"}
+    assert bucket.contents() == {**before, **left}
 
 
 def test_growth_by_two_writers_at_once_keeps_the_larger(remote, bucket):
-    before = bucket.contents("ids/c")
+    before = bucket.contents("ids")
     others = [(open_cache(locate(bucket.url)), count) for count in (5, 8, 6, 7)]
     threads = [threading.Thread(target=append_views, args=other) for other in others]
     for thread in threads:
@@ -151,7 +159,9 @@ def test_growth_by_two_writers_at_once_keeps_the_larger(remote, bucket):
     assert grown.view_count == 8
     assert append_views(grown, 4).view_count == 8
     assert verify(grown).damage == ()
-    assert bucket.contents("ids/c") == before
+    described = "ids/zarr.json"
+    after = bucket.contents("ids")
+    assert {**after, described: b""} == {**before, described: b""}
     assert len(missing_blocks(grown)) == 15
 
 
@@ -251,7 +261,8 @@ def test_a_request_that_lands_even_later_is_found_and_refused(bucket):
         write_block(cache, block_of(cache, block), {})
     block, key = cache.blocks()[1], "logp/c.0.1.0"
     other = block_of(cache, block, seed=1).topk.logp_BK
-    whole = encode_shard(cache.root, block, cache.rows(1), "logp", other)
+    description = descriptions(cache.layout, 1)["logp"]
+    whole = encode_shard(description, "logp", block, cache.rows(1), other)
     bucket.write(key, whole)  # sound in itself, and of another writer
     found = verify(cache)
     assert [(damage.file, damage.block) for damage in found.damage] == [(key, block)]
@@ -299,13 +310,15 @@ def test_a_prefix_that_holds_something_else_is_not_touched(bucket):
 
 
 def test_a_creation_that_was_killed_is_taken_over(bucket):
-    new_cache(bucket.url)
+    index = index_of(90)
+    manifest = manifest_of(cache_recipe(), index)
+    create_cache(locate(bucket.url), manifest, index)
     whole = bucket.contents()
     for key in list(whole)[::2]:
         bucket.remove(key)
     bucket.remove("zarr.json")
     bucket.write("labels/c.0", b"torn")
-    new_cache(bucket.url)
+    create_cache(locate(bucket.url), manifest, index)
     assert bucket.contents() == whole
 
 
@@ -415,7 +428,7 @@ def test_the_commands_take_a_url(cli, bucket, scans, tmp_path, filled):
     local = json.loads(cli("inspect-cache", filled.root, "--json").stdout)
     assert facts["bytes of records"] == local["bytes of records"]
     assert "9 of 9 blocks" in cli("verify-cache", bucket.url).stdout
-    cli("audit-cache", bucket.url, "--data", scans / "train", "--records", 40)
+    cli("audit-cache", bucket.url, recipe, "--data", scans / "train", "--records", 40)
     cli("cache-teacher", recipe, "--data", scans / "train", "--out", bucket.url, "--views", 4)
     assert open_cache(locate(bucket.url)).view_count == 4
     assert "staging" not in " ".join(bucket.keys())

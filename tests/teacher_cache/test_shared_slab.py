@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import REPOSITORY
-from test_store import block_of, filled_cache, new_cache
+from small import REPOSITORY, cache_recipe
+from test_store import block_of, filled_cache, index_of, manifest_of
 
 from teacher_cache.errors import CacheError, MissingRecords
 from teacher_cache.ledger import BlockId
 from teacher_cache.shared_slab import SharedSlabs
 from teacher_cache.slab import read_slab
-from teacher_cache.store import Block, write_block
+from teacher_cache.store import create_cache, write_block
 
 RANK = """
 import json, pathlib, sys, zlib
@@ -97,11 +97,16 @@ def ranks():
 
 
 def cache_with_an_absence(root):
-    cache = new_cache(root)
+    index = index_of(90)
+    cache = create_cache(root, manifest_of(cache_recipe(), index), index)
+    for shard in range(3):
+        crc, absent = (
+            np.arange(len(cache.rows(shard)), dtype=np.uint32),
+            {33, 40} if shard == 1 else (),
+        )
+        cache.sources.commit(shard, crc, frozenset(absent), {})
     for block in cache.blocks():
-        made = block_of(cache, block)
-        absent = (33, 40) if block == BlockId(1, 1) else ()
-        write_block(cache, Block(made.id, made.topk, made.check, absent), {})
+        write_block(cache, block_of(cache, block), {})
     return cache
 
 
@@ -144,7 +149,7 @@ def test_a_killed_rank_leaves_nothing_and_nobody_waits_for_it(tmp_path, ranks, k
         assert [answer["crc"] for answer in answers] == [sums(read_slab(cache, 1))] * 2
         assert group.read(2, *living)[0]["view"] == 2
     assert sorted(p.name for p in cache.root.glob("*")) == sorted(
-        ["ledger", "staging", "zarr.json", "ids", "logp", "tail", "check", "keys", "labels",
+        ["ledger", "staging", "zarr.json", "ids", "logp", "tail", "check", "source", "keys", "labels",
          "classes", "class_ids"]
     )  # fmt: skip
 

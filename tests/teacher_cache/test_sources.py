@@ -105,7 +105,7 @@ def test_a_cache_of_a_folder_replays_from_every_form_to_the_same_weights(
     other = tensors(tmp_path / "run" / "last.pt")
     assert of_the_folder.keys() == other.keys()
     assert all(torch.equal(of_the_folder[name], other[name]) for name in other)
-    done = cli("audit-cache", filled.root, "--data", data, "--records", "270", "--json")
+    done = cli("audit-cache", filled.root, recipes[0], "--data", data, "--records", "270", "--json")
     audit = json.loads(done.stdout)
     assert (audit["passed"], audit["pixels that differ"]) == (True, [])
     assert audit["pixels checked"] == 9  # all that the cache has: 3 views of 3

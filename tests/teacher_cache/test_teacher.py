@@ -1,12 +1,17 @@
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from small import CPU, TEACHER, cache_recipe, fill_cache
+from small import CPU, REPOSITORY, TEACHER, cache_recipe, fill_cache
 
 from teacher_cache.inspection import inspect
-from teacher_cache.recipe import TeacherSection
+from teacher_cache.recipe import RecipeError, TeacherSection
 from teacher_cache.slab import read_slab
 from teacher_cache.teacher import TeacherError, load_teacher, weights_sha256
 
@@ -69,18 +74,89 @@ def test_a_checkpoint_is_a_state_dict_bare_or_wrapped(tmp_path, wrapper):
     assert teacher.weights_sha256 == weights_sha256(network())
 
 
-def test_pretrained_weights_come_through_timms_own_loading(tmp_path):
-    """As from the hub, but from a file: timm's pretrained_cfg_overlay names it."""
+PRETRAINED = """
+import sys
+from test_teacher import load
+teacher = load(classes=1000, size=160, pretrained=True)
+print(teacher.class_count, teacher.weights_sha256)
+"""
+
+
+def test_pretrained_weights_come_through_timms_own_loading_of_a_hubs_cache(tmp_path):
+    """As after a download: the folders that huggingface_hub keeps, and no network."""
     plain = network(classes=1000)
-    torch.save(plain.state_dict(), tmp_path / "hub.pth")
-    teacher = load(
-        classes=1000,
-        size=160,
-        pretrained=True,
-        kwargs={"pretrained_cfg_overlay": {"file": str(tmp_path / "hub.pth")}},
-    )
-    assert teacher.weights_sha256 == weights_sha256(plain)
-    assert teacher.class_count == 1000
+    repository = timm.get_pretrained_cfg("test_resnet").hf_hub_id
+    folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    save_file(plain.state_dict(), snapshot / "model.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", PRETRAINED],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={
+            **os.environ,
+            "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path]),
+        },
+    )  # fmt: skip
+    assert done.stdout.split() == ["1000", weights_sha256(plain)], done.stderr
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"pretrained_cfg_overlay": {"file": "x.pth"}},
+        {"pretrained_cfg": {"url": "https://example.org/x.pth"}},
+        {"pretrained_strict": False},
+        {"checkpoint_path": "x.pth"},
+        {"hf_hub_id": "someone/else"},
+        {"cache_dir": "/tmp"},
+        {"features_only": True},
+        {"drop_rate": float("inf")},
+        {"drop_rate": float("nan")},
+        {"act_layer": object()},
+    ],
+)
+def test_arguments_that_load_something_or_are_no_plain_values_are_refused(kwargs):
+    with pytest.raises(RecipeError, match=r"teacher\.kwargs: got .*, expected"):
+        cache_recipe(teacher__kwargs=kwargs)
+
+
+def test_arguments_of_the_architecture_are_passed_on():
+    recipe = cache_recipe(teacher__kwargs={"drop_rate": 0.5, "in_chans": 3})
+    assert recipe.teacher.kwargs == {"drop_rate": 0.5, "in_chans": 3}
+
+
+def test_features_are_computed_in_the_precision_of_the_recipe_and_the_head_in_float32():
+    images = pixels()
+    full, half = (load(pretrained=False, precision=each) for each in ("fp32", "bf16"))
+    one, other = full.logits(images), half.logits(images)
+    assert one.dtype == other.dtype == torch.float32
+    difference = (one - other).abs().max() / one.abs().max()
+    assert 0 < difference < 0.05  # 8 bits of bfloat16 in a network of a dozen layers
+    head = half.members[0].network.get_classifier()
+    assert not torch.equal(other, other.bfloat16().float())  # so the head ran in float32
+    assert head.weight.dtype == torch.float32
+
+
+def test_the_identity_says_what_answers_depend_on():
+    teacher = load(pretrained=False)
+    identity = teacher.identity()
+    assert identity["weights_sha256"] == teacher.weights_sha256
+    assert identity["precision"] == "fp32"
+    (member,) = identity["members"]
+    config = timm.get_pretrained_cfg("test_resnet")
+    assert member["mean"] == pytest.approx(config.mean, abs=1e-6)
+    assert member["std"] == pytest.approx(config.std, abs=1e-6)
+    assert json.loads(json.dumps(identity)) == identity
+
+
+def test_a_short_batch_is_padded_to_the_full_one():
+    teacher, images = load(pretrained=False), pixels(5)
+    short = teacher.logits_of_batch(images[:3], 5)
+    assert torch.equal(short, teacher.logits(torch.cat([images[:3], 0 * images[3:]]))[:3])
 
 
 def test_a_pickle_with_code_is_refused_unexecuted(tmp_path):
