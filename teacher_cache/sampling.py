@@ -168,16 +168,18 @@ def _likely_cause(sample: TeacherSample, index: ImageIndex, classes: int) -> str
             f"the classes are numbered in another order: in timm's natural order of the class "
             f'folders it would be {reordered:.1%}: set images.class_order = "timm"'
         )
+    chance = 1 / classes
+    best_probability = float(np.exp(sample.logp_NK[:, 0].astype(np.float64)).mean())
+    if best_probability < chance + min(2 * chance, 0.1 * (1 - chance)):
+        return (
+            "its answers are nearly uniform: its head was never trained (is it in the checkpoint?)"
+        )
     common = [np.bincount(best[sample.labels == c]).max() for c in np.unique(sample.labels)]
     several = len(sample.labels) >= 2 * len(common)
     if several and (agreed := float(np.sum(common)) / len(best)) > 0.5:
         return (
             f"images of one class mostly get one answer ({agreed:.0%}), but under another number: "
             "the class order differs: set images.class_map, or images.class_order"
-        )
-    if float(np.exp(sample.logp_NK[:, 0].astype(np.float64)).mean()) < 3 / classes:
-        return (
-            "its answers are nearly uniform: its head was never trained (is it in the checkpoint?)"
         )
     return (
         "look at the class order (images.class_map, images.class_order), at the normalisation "

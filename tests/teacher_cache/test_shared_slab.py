@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small import REPOSITORY, cache_recipe
-from test_store import block_of, filled_cache, index_of, manifest_of
+from test_store import block_of, filled_cache, index_of, manifest_of, new_cache
 
 from teacher_cache.errors import CacheError, MissingRecords
 from teacher_cache.ledger import BlockId
@@ -126,7 +126,7 @@ def test_every_rank_reads_what_one_process_reads_out_of_the_same_memory(tmp_path
             assert answer["absent"] == sorted(slab.absent_rows)
             assert answer["writeable"] == [False] * 4
             assert answer["memfd"]
-    assert slab.absent_rows == set()
+    assert slab.absent_rows == {33, 40}
     group.end()
     assert [process.returncode for process in group.processes] == [0, 0, 0]
 
@@ -149,8 +149,8 @@ def test_a_killed_rank_leaves_nothing_and_nobody_waits_for_it(tmp_path, ranks, k
         assert [answer["crc"] for answer in answers] == [sums(read_slab(cache, 1))] * 2
         assert group.read(2, *living)[0]["view"] == 2
     assert sorted(p.name for p in cache.root.glob("*")) == sorted(
-        ["ledger", "staging", "zarr.json", "ids", "logp", "tail", "check", "source", "keys", "labels",
-         "classes", "class_ids"]
+        ["ledger", "staging", "zarr.json", "ids", "logp", "tail", "check", "source", "keys",
+         "labels", "classes", "class_ids"]
     )  # fmt: skip
 
 
