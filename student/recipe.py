@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from student.loss import Tail
 from student.reparam import ReparamSpec
+from teacher_cache.model_arguments import StudentArguments, StudentName
 from teacher_cache.recipe import PositiveInt, Section
 from teacher_cache.views import ViewPolicy
 
@@ -16,12 +17,13 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class StudentSection(Section):
     """Which network is trained."""
 
-    model: str
+    model: StudentName
     """A timm model name, or `torchvision/NAME`."""
     size: PositiveInt | None = None
     """Pixels a side; None: the cache's views.size. Another size shows the same crops."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Passed through to the model's constructor."""
+    kwargs: StudentArguments = Field(default_factory=dict)
+    """Passed through to the model's constructor, but for what loads code or weights from elsewhere;
+    `pretrained = true` takes timm's own."""
 
 
 class DistillSection(Section):

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,6 +15,7 @@ from pydantic import (
 )
 
 from teacher_cache.encodings import Encoding
+from teacher_cache.model_arguments import ModelArguments, ModelName
 from teacher_cache.recipe_text import RecipeError as RecipeError
 from teacher_cache.recipe_text import explain, override, read_toml
 from teacher_cache.views import ViewPolicy
@@ -35,59 +34,18 @@ class Section(BaseModel):
 Precision = Literal["fp32", "bf16"]
 """In which the teacher's features are computed; its head always is in float32."""
 
-LOADING_ARGUMENTS = frozenset(
-    {
-        *("checkpoint_path", "cache_dir", "hf_hub_id", "hf_hub_filename", "url", "state_dict"),
-        *("model_cfg", "weights", "weights_backbone", "features_only", "out_indices"),
-    }
-)
-"""Arguments of timm's and torchvision's constructors that load files or code, or that change what
-a classifier gives. A recipe may come from a stranger, so none of them is passed on."""
-
-
-def plain_arguments(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Constructor arguments out of a recipe that load nothing and are plain, finite TOML values.
-
-    Raises:
-        ValueError: naming the argument, and what to use in place of it.
-    """
-    for name, value in kwargs.items():
-        if name in LOADING_ARGUMENTS or name.startswith("pretrained"):
-            raise ValueError(
-                f"got {name}, which loads weights or code or changes the output, expected "
-                "arguments of the architecture: name weights by `checkpoint` or `pretrained` "
-                "beside kwargs"
-            )
-        if not _is_plain(value):
-            raise ValueError(f"got {name} = {value!r}, expected finite numbers, texts or lists")
-    return kwargs
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, bool | int | str)
-
-
-Arguments = Annotated[dict[str, Any], AfterValidator(plain_arguments)]
-"""Arguments of a network's constructor, as a recipe may give them."""
-
 
 class TeacherMember(Section):
     """A network that gives targets, and from where its weights come."""
 
-    model: str
+    model: ModelName
     """Any timm model name."""
     pretrained: bool = True
     """Fetch timm's weights; false: random weights from `seed`, one class per data class."""
     checkpoint: Path | None = None
     """Local weights instead: safetensors, or a state dict readable with `weights_only=True`."""
     seed: int = 0
-    kwargs: Arguments = Field(default_factory=dict)
+    kwargs: ModelArguments = Field(default_factory=dict)
     """Passed through to `timm.create_model`: arguments of the architecture alone."""
 
     @model_validator(mode="before")

@@ -105,6 +105,7 @@ def test_the_digest_covers_what_changes_a_record_and_nothing_else(tmp_path):
         {"teacher__batch_size": 8},
         {"teacher__seed": 1},
         {"teacher__kwargs": {"drop_rate": 0.1}},
+        {"teacher__precision": "bf16"},
         {"views__seed": 1},
         {"views__size": 64},
         {"views__flip": 0.25},
@@ -114,6 +115,63 @@ def test_the_digest_covers_what_changes_a_record_and_nothing_else(tmp_path):
         {"storage__rows_per_shard": 64},
     ):
         assert cache_recipe(**changes).digest() != digest, changes
+
+
+LOADING = [
+    "checkpoint_path", "hf_hub_id", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict",
+    "pretrained_filter_fn", "cache_dir", "weights", "weights_backbone", "model_dir", "url", "file",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOADING)
+@pytest.mark.parametrize("section", ["teacher", "student"])
+def test_arguments_that_load_code_or_weights_are_refused_in_favour_of_a_checkpoint(section, name):
+    with pytest.raises(RecipeError, match=rf"kwargs: got the argument {name}.*teacher.checkpoint"):
+        with_kwargs(section, {name: "x"})
+
+
+@pytest.mark.parametrize("section", ["teacher", "student"])
+@pytest.mark.parametrize("value", [{"file": "x"}, [1, {"file": "x"}], float("nan"), None, object()])
+def test_arguments_are_plain_values(section, value):
+    with pytest.raises(RecipeError, match="kwargs: got model_args = .*expected a string, a finite"):
+        with_kwargs(section, {"model_args": value})
+
+
+def test_plain_arguments_are_kept_and_a_student_may_have_timms_own_weights():
+    plain = {"img_size": [32, 32], "drop_rate": 0.1, "act_layer": "gelu", "qkv_bias": True}
+    assert with_kwargs("teacher", plain).teacher.kwargs == plain
+    assert with_kwargs("student", {"pretrained": True}).student.kwargs == {"pretrained": True}
+    with pytest.raises(RecipeError, match="got the argument pretrained,"):
+        with_kwargs("teacher", {"pretrained": True})
+    with pytest.raises(RecipeError, match="got pretrained = 'yes', expected true or false"):
+        with_kwargs("student", {"pretrained": "yes"})
+
+
+@pytest.mark.parametrize("name", ["hf-hub:a/b", "hf_hub:a/b", "local-dir:/tmp/x", "a/b", "C:\\x"])
+def test_a_model_is_a_registered_name_without_scheme_or_path(name):
+    for kind, document in (
+        (CacheRecipe, cache_document(teacher__model=name)),
+        (CacheRecipe, cache_document(teacher__ensemble=[{"model": name}])),
+        (StudentRecipe, student_document(student__model=name)),
+        (StudentRecipe, student_document(student__model=f"torchvision/{name}")),
+    ):
+        with pytest.raises(RecipeError, match="model: expected the name of a timm model without"):
+            parse_recipe(document, kind, source="test")
+
+
+def with_kwargs(section, kwargs):
+    if section == "teacher":
+        return parse_recipe(cache_document(teacher__kwargs=kwargs), CacheRecipe, source="test")
+    document = student_document(student__kwargs=kwargs)
+    return parse_recipe(document, StudentRecipe, source="test")
+
+
+def test_the_shipped_teacher_computes_features_in_bf16_and_others_in_fp32():
+    shipped = load_recipe(Path("beitv2-base-imagenet"), CacheRecipe, package="teacher_cache")
+    assert shipped.teacher.precision == "bf16"
+    assert cache_recipe().teacher.precision == "fp32"
+    with pytest.raises(RecipeError, match="precision"):
+        cache_recipe(teacher__precision="fp16")
 
 
 def test_a_teacher_has_one_source_of_weights():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from small import CPU, REPOSITORY, TEACHER, cache_recipe, fill_cache
 
 from teacher_cache.inspection import inspect
-from teacher_cache.recipe import RecipeError, TeacherSection
+from teacher_cache.recipe import TeacherSection
 from teacher_cache.slab import read_slab
 from teacher_cache.teacher import TeacherError, load_teacher, weights_sha256
 
@@ -102,31 +102,6 @@ def test_pretrained_weights_come_through_timms_own_loading_of_a_hubs_cache(tmp_p
         },
     )  # fmt: skip
     assert done.stdout.split() == ["1000", weights_sha256(plain)], done.stderr
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"pretrained_cfg_overlay": {"file": "x.pth"}},
-        {"pretrained_cfg": {"url": "https://example.org/x.pth"}},
-        {"pretrained_strict": False},
-        {"checkpoint_path": "x.pth"},
-        {"hf_hub_id": "someone/else"},
-        {"cache_dir": "/tmp"},
-        {"features_only": True},
-        {"drop_rate": float("inf")},
-        {"drop_rate": float("nan")},
-        {"act_layer": object()},
-    ],
-)
-def test_arguments_that_load_something_or_are_no_plain_values_are_refused(kwargs):
-    with pytest.raises(RecipeError, match=r"teacher\.kwargs: got .*, expected"):
-        cache_recipe(teacher__kwargs=kwargs)
-
-
-def test_arguments_of_the_architecture_are_passed_on():
-    recipe = cache_recipe(teacher__kwargs={"drop_rate": 0.5, "in_chans": 3})
-    assert recipe.teacher.kwargs == {"drop_rate": 0.5, "in_chans": 3}
 
 
 def test_features_are_computed_in_the_precision_of_the_recipe_and_the_head_in_float32():
