@@ -29,10 +29,10 @@ from teacher_cache.encodings import Encoding
 from teacher_cache.images import index_images
 from teacher_cache.layout import RECORD_ARRAYS
 from teacher_cache.recipe import TeacherSection
+from teacher_cache.record import TopK
 from teacher_cache.slab import Slab, read_slab
 from teacher_cache.store import Cache
 from teacher_cache.teacher import load_teacher
-from teacher_cache.topk import TopK
 from teacher_cache.verify import verify
 
 BATCH = 2_048
@@ -100,7 +100,7 @@ def slab_load(cache: Cache) -> float:
     for _ in range(7):  # taking turns, so that a busy moment hits all of them
         seconds = {name: min(s, best_of(1, contestants[name])) for name, s in seconds.items()}
     rates = [f"{name} {len(cache.index) / s / 1e6:.1f}M" for name, s in seconds.items()]
-    print(f"slab load, records/s: {', '.join(rates)} (ours compares the ledger's CRC-32C, too)")
+    print(f"slab load, records/s: {', '.join(rates)} (ours compares the ledger's SHA-256, too)")
     return seconds["ours"]
 
 

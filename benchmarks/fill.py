@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,15 +59,13 @@ def recipe_of(model: str) -> CacheRecipe:
 def part_of(index: ImageIndex, images: int) -> ImageIndex:
     """The first images, under ImageNet's thousand classes."""
     names = {f"n{label:08}": label for label in range(CLASSES)}
-    return replace(index, keys=index.keys[:images], labels=index.labels[:images], class_ids=names)
+    return replace(index.take(np.arange(images)), class_ids=names)
 
 
 def rendering_s(index: ImageIndex, recipe: CacheRecipe) -> float:
     """One worker alone, over all tiles."""
     views = recipe.views
-    renderer = ViewRenderer(
-        index, views, views.seed, views.size, views.interpolation, check_size=views.size
-    )
+    renderer = ViewRenderer.of(index, views)
     rows = torch.arange(len(index)).split(BATCH)
     started = time.perf_counter()
     requests = [Request(part.numpy(), (0, 1)) for part in rows]
@@ -78,6 +77,9 @@ def rendering_s(index: ImageIndex, recipe: CacheRecipe) -> float:
 def writing_s(cache: Cache, folder: Path) -> float:
     """Encode and commit the same records once more, in a cache of their own."""
     copy = create_cache(folder / "copy", cache.manifest, cache.index)
+    for shard in range(cache.layout.shards):
+        source = cache.sources.of(shard)
+        copy.sources.commit(shard, source.crc, source.absent_rows, {})
     blocks = []
     for view in range(cache.view_count):
         slab = read_slab(cache, view)

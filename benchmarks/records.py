@@ -14,9 +14,10 @@ from teacher_cache.encodings import Encoding
 from teacher_cache.images import ImageIndex
 from teacher_cache.manifest import Manifest
 from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.record import TopK
 from teacher_cache.slab import read_slab
 from teacher_cache.store import Block, Cache, create_cache, missing_blocks, write_block
-from teacher_cache.topk import TopK, top_k
+from teacher_cache.topk import top_k
 
 CLASSES = 1_000
 PART = 4_096
@@ -78,10 +79,21 @@ def cache_of(
     names = {f"n{c:08}": c for c in range(classes)}
     index = ImageIndex(root, keys, np.arange(rows) % classes, names)
     manifest = Manifest(
-        recipe.model_dump(mode="json"), recipe.digest(), index.digest(), "0" * 64, classes,
-        "pillow-1", {}, {},
-    )  # fmt: skip
-    return create_cache(root, manifest, index)
+        recipe=recipe.model_dump(mode="json"),
+        recipe_digest=recipe.digest(),
+        index_digest=index.digest(),
+        image_count=rows,
+        class_count=classes,
+        teacher={"weights_sha256": "0" * 64},
+        pixel_engine="pillow-1",
+        pixel_libraries={},
+        versions={},
+    )
+    cache = create_cache(root, manifest, index)
+    for shard in range(cache.layout.shards):
+        crc = np.array(cache.rows(shard), np.uint32) * np.uint32(2_654_435_761)
+        cache.sources.commit(shard, crc, frozenset(), {})
+    return cache
 
 
 def fill(cache: Cache, topk: TopK) -> Cache:
