@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from student.loss import Tail
 from student.reparam import ReparamSpec
-from teacher_cache.model_arguments import StudentArguments, StudentName
+from teacher_cache.model_arguments import PlainArguments, StudentArguments, StudentName
 from teacher_cache.recipe import PositiveInt, Section
 from teacher_cache.views import ViewPolicy
 
@@ -43,7 +43,7 @@ class OptimizerSection(Section):
     batch_size: PositiveInt = 2048
     micro_batch: PositiveInt | None = None
     """Images per forward pass; None: the whole batch. Gradients are accumulated over the batch."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
+    kwargs: PlainArguments = Field(default_factory=dict)
     """Passed through to `timm.optim.create_optimizer_v2`."""
 
     @model_validator(mode="after")

@@ -37,19 +37,24 @@ _LOADING = frozenset({
 these, whatever begins with `pretrained`."""
 
 
-def _require_plain(arguments: dict[str, Any]) -> dict[str, Any]:
+def _require_plain_values(arguments: dict[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
-        if name in _LOADING or name.startswith("pretrained"):
-            raise ValueError(
-                f"got the argument {name}, which loads weights or code: remove it, and name local "
-                "weights as teacher.checkpoint (timm's own come with teacher.pretrained = true)"
-            )
         if not _is_plain(value):
             raise ValueError(
                 f"got {name} = {value!r:.80}, expected a string, a finite number, true, false or a "
                 "list of these: constructors take no tables from a recipe"
             )
     return arguments
+
+
+def _require_plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    for name in arguments:
+        if name in _LOADING or name.startswith("pretrained"):
+            raise ValueError(
+                f"got the argument {name}, which loads weights or code: remove it, and name local "
+                "weights as teacher.checkpoint (timm's own come with teacher.pretrained = true)"
+            )
+    return _require_plain_values(arguments)
 
 
 def _require_plain_or_pretrained(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +88,10 @@ def _require_student_form(name: str) -> str:
     _require_registered_form(name.removeprefix("torchvision/"))
     return name
 
+
+PlainArguments = Annotated[dict[str, Any], AfterValidator(_require_plain_values)]
+"""Arguments of whatever loads nothing, such as an optimizer: infinities and NaN, which JSON and so
+a digest cannot tell apart, are none of them."""
 
 ModelArguments = Annotated[dict[str, Any], AfterValidator(_require_plain)]
 """Constructor arguments of a teacher."""

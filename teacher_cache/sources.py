@@ -5,6 +5,8 @@ shard names their file by its SHA-256. So a replaced, re-encoded or exchanged im
 is read, whatever the view, and rows whose bytes are no image are listed once, not in every block.
 """
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
@@ -27,6 +29,8 @@ from teacher_cache.ledger import (
     source_key,
 )
 from teacher_cache.place import Place
+
+_LOOK_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +59,8 @@ class Sources:
     layout: Layout
     owner: Owner
     _known: dict[int, SourceShard] = field(default_factory=dict)
+    _looked: dict[int, float] = field(default_factory=dict)
+    """When an entry that was not there was last looked for, by the monotonic clock."""
     _lock: Lock = field(default_factory=Lock)
 
     def of(self, shard: int) -> SourceShard | None:
@@ -90,7 +96,7 @@ class Sources:
         found: list[int] = []
         shards = rows // self.layout.rows_per_shard
         for shard in np.unique(shards).tolist():
-            known = self.of(shard)
+            known = self._seen(shard)
             if known is not None:
                 own = shards == shard
                 differs = known.crc[rows[own] - known.rows.start] != crc[own]
@@ -152,6 +158,14 @@ class Sources:
                 "read before: restore the images that the cache was begun with, or fill a new "
                 "cache with another --out"
             )
+
+    def _seen(self, shard: int) -> SourceShard | None:
+        """As `of`, but it does not ask a store at every batch for what is not there yet."""
+        if shard not in self._known:
+            if time.monotonic() - self._looked.get(shard, -math.inf) < _LOOK_EVERY_S:
+                return None
+            self._looked[shard] = time.monotonic()
+        return self.of(shard)
 
     def _read(self, shard: int) -> SourceShard | None:
         entry = read_source_entry(self.name, self.place, self.owner, shard)

@@ -5,6 +5,7 @@ from small import REPOSITORY, cache_document, cache_recipe, student_document, to
 
 from student.recipe import StudentRecipe
 from teacher_cache.recipe import CacheRecipe, RecipeError, load_recipe, parse_recipe
+from teacher_cache.recipe_text import override
 
 
 def load(tmp_path, document, *overrides, kind=CacheRecipe):
@@ -255,3 +256,18 @@ def test_a_recipe_of_the_other_job_is_told_in_one_sentence(tmp_path):
         load(tmp_path, student_document())
     with pytest.raises(RecipeError, match=r"teacher: unknown key"):
         load(tmp_path, student_document(), "teacher.model=resnet18", kind=StudentRecipe)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_numbers_that_a_digest_cannot_tell_apart_are_refused_everywhere(value):
+    for kind, change in (
+        (CacheRecipe, f"teacher.kwargs.drop_rate={value}"),
+        (CacheRecipe, f"views.magnitude_std={value}"),
+        (StudentRecipe, f"student.kwargs.drop_rate={value}"),
+        (StudentRecipe, f"optimizer.kwargs.eps={value}"),
+        (StudentRecipe, f"optimizer.lr={value}"),
+    ):
+        document = cache_document() if kind is CacheRecipe else student_document()
+        override(document, change)
+        with pytest.raises(RecipeError, match="finite"):
+            parse_recipe(document, kind, source="test")
