@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import google_crc32c
 import torch
 
 from benchmarks.machine import describe, interleaved
@@ -76,6 +77,10 @@ class Stages:
         for _ in range(4):
             self.sample.views()
 
+    def checksum(self) -> None:
+        for data in self.encoded:
+            google_crc32c.value(data)
+
     def decode(self) -> None:
         for data, view in self.pairs(self.encoded):
             self.picture(data, view)
@@ -121,10 +126,12 @@ def main() -> None:
     print(f"  ratio_to_timm {seconds['timm'] / seconds[ours]:.2f}")
     print(f"  ratio_to_torchvision {seconds['torchvision'] / seconds[ours]:.2f}")
     alone = Stages(sample)
-    names = ("sampling", "decode", "resize", "ops", "erase")
+    names = ("sampling", "checksum", "decode", "resize", "ops", "erase")
     parts = interleaved({name: getattr(alone, name) for name in names}, repeats=REPEATS)
     for name, value in parts.items():
         print(f"  {name:18} {1e6 * value / IMAGES / 4:7.1f} us an image")
+    share = parts["checksum"] / 4 / seconds[ours]
+    print(f"  the images' CRC-32C, of a render: {100 * share:.2f}%")
 
 
 if __name__ == "__main__":
