@@ -113,9 +113,9 @@ def test_the_limit_is_little_above_chance():
     assert poor_limit(1000) == pytest.approx(0.005)
 
 
-@pytest.fixture
-def trained(scans, tmp_path):
-    """Weights of a small network that tells the three digits apart, on 32 px."""
+@pytest.fixture(scope="module")
+def trained(scans):
+    """A small network that tells the three digits apart, on 32 px."""
     from torch.nn.functional import cross_entropy
 
     from teacher_cache.loader import Request, ViewRenderer, render_here
@@ -125,16 +125,24 @@ def trained(scans, tmp_path):
     network = timm.create_model(TEACHER, num_classes=3)
     index, recipe = index_images(scans / "train"), cache_recipe()
     normalization = Normalization.of(network, torch.device("cpu"))
-    images = render_here(ViewRenderer.of(index, recipe.views), Request(np.arange(90), tuple(range(8))))
+    images = render_here(
+        ViewRenderer.of(index, recipe.views), Request(np.arange(90), tuple(range(4)))
+    )
     inputs = normalization.images(images.pixels_GBHWC.flatten(0, 1))
-    labels = torch.from_numpy(np.tile(index.labels, 8))
+    labels = torch.from_numpy(np.tile(index.labels, 4))
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     for _ in range(40):
         optimizer.zero_grad()
         cross_entropy(network(inputs), labels).backward()
         optimizer.step()
-    save_file(network.eval().state_dict(), tmp_path / "trained.safetensors")
-    return network
+    return network.eval()
+
+
+@pytest.fixture(autouse=True)
+def _checkpoint(request, tmp_path):
+    if "trained" in request.fixturenames:
+        state = request.getfixturevalue("trained").state_dict()
+        save_file(state, tmp_path / "trained.safetensors")
 
 
 def of_checkpoint(tmp_path, name="trained", **changes):
