@@ -7,10 +7,10 @@ and neither are others' files.
 from datetime import UTC, datetime
 
 from teacher_cache.arrays import source_shard_key
-from teacher_cache.keys import QUARANTINE
+from teacher_cache.keys import QUARANTINE, STAGING
 from teacher_cache.ledger import SAMPLE_KEY, numbers_in, seal, source_key, views_key
 from teacher_cache.store import Cache, open_undescribed, restore_descriptions, withdraw_block
-from teacher_cache.verify import Verification
+from teacher_cache.verify import Verification, is_named
 
 
 def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
@@ -29,10 +29,12 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
     entries = beside & {SAMPLE_KEY, *cache.wrong_views} | {
         key for key in beside if key.startswith("ledger/") and key not in map(source_key, shards)
     }
-    cache.store.sweep()
+    cache.store.sweep()  # of the workbench it alone knows what is litter
     with cache.store.alone():
         cache.store.quarantine(sorted(entries), folder)
-        cache.store.quarantine(found.strays, folder)
+        # a writer may have committed since they were listed, and named what was a stray then
+        strays = [key for key in found.strays if not key.startswith(f"{STAGING}/")]
+        cache.store.quarantine([key for key in strays if not is_named(cache, key)], folder)
     if found.unannounced:
         count = 1 + max(block.view for block in found.unannounced)
         cache.store.add(views_key(count), seal("views", cache.owner, {"views": count}))

@@ -16,7 +16,7 @@ from teacher_cache.arrays import chunk_index, shard_key, source_shard_key
 from teacher_cache.descriptions import description_key
 from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile, printable
 from teacher_cache.index_files import INDEX_ARRAYS, chunk_key
-from teacher_cache.keys import QUARANTINE, STAGING
+from teacher_cache.keys import QUARANTINE, STAGING, is_workbench
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, SOURCE_ARRAY
 from teacher_cache.ledger import (
     SAMPLE_KEY,
@@ -289,14 +289,15 @@ def _beyond(cache: Cache, keys: list[str], named: set[BlockId]) -> tuple[list[st
         if key in known or key.startswith(f"{QUARANTINE}/"):
             continue
         if _SHARD.fullmatch(key):
-            if not _is_named_by_now(cache, key):
+            if not is_named(cache, key):
                 strays.append(key)
-        elif not key.startswith(f"{STAGING}/"):  # what lies in staging, `abandoned` judges
+        elif not is_workbench(key):  # which of those are litter, `abandoned` judges
             strangers.append(key)
     return strays, strangers
 
 
-def _is_named_by_now(cache: Cache, key: str) -> bool:
+def is_named(cache: Cache, key: str) -> bool:
+    """Whether an entry of the ledger names the shard at a key by now."""
     name, _, place = key.partition("/c.")
     numbers = [int(part) for part in place.split(".")]
     if name == SOURCE_ARRAY:

@@ -136,7 +136,7 @@ def test_strays_of_the_format_go_into_quarantine_and_strangers_files_are_left_al
     alive = stage(Tree(own_cache), b"being written")
     found = verify(cache)
     assert found.strays == ("ids/c.7.0.0", dead)
-    assert found.strangers == ("ids/c.0.0.0.bak", "notes.txt")
+    assert found.strangers == ("ids/c.0.0.0.bak", "notes.txt", "staging/mine.txt")
     mended, folder = repair(cache, found)
     alive.release()
     assert verify(mended).is_sound
