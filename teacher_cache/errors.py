@@ -6,6 +6,11 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
+def printable_lines(text: str) -> str:
+    """A message with every character spelt out that a terminal would obey; its lines stay lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 class UserError(ValueError):
     """A mistake or mishap outside the code: the command line prints its message, no traceback."""
 

@@ -125,7 +125,9 @@ def trained(scans, tmp_path):
     network = timm.create_model(TEACHER, num_classes=3)
     index, recipe = index_images(scans / "train"), cache_recipe()
     normalization = Normalization.of(network, torch.device("cpu"))
-    images = render_here(ViewRenderer.of(index, recipe.views), Request(np.arange(90), tuple(range(8))))
+    images = render_here(
+        ViewRenderer.of(index, recipe.views), Request(np.arange(90), tuple(range(8)))
+    )
     inputs = normalization.images(images.pixels_GBHWC.flatten(0, 1))
     labels = torch.from_numpy(np.tile(index.labels, 8))
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
