@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from teacher_cache.arrays import source_shard_key
 from teacher_cache.keys import QUARANTINE
-from teacher_cache.ledger import SAMPLE_KEY, numbers_in, seal, source_key, views_key
+from teacher_cache.ledger import blocks_in, numbers_in, seal, source_key, views_key
 from teacher_cache.store import Cache, open_undescribed, restore_descriptions, withdraw_block
 from teacher_cache.verify import Verification
 
@@ -26,12 +26,12 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
     shards = numbers_in(beside, "source")
     for shard in sorted(shards):
         cache.store.withdraw(source_key(shard), [source_shard_key(shard)], folder)
-    entries = beside & {SAMPLE_KEY, *cache.wrong_views} | {
-        key for key in beside if key.startswith("ledger/") and key not in map(source_key, shards)
-    }
+    beside -= {source_key(shard) for shard in shards}
+    for block in sorted(blocks_in(beside)):  # outside the cache
+        withdraw_block(cache, block, folder)
     cache.store.sweep()
     with cache.store.alone():
-        cache.store.quarantine(sorted(entries), folder)
+        cache.store.quarantine(sorted(beside), folder)
         cache.store.quarantine(found.strays, folder)
     if found.unannounced:
         count = 1 + max(block.view for block in found.unannounced)

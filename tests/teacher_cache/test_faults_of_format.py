@@ -6,10 +6,8 @@ The cache of these tests has 90 rows in 3 shards, and 3 views.
 import json
 import os
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from PIL import Image
 from small import (
@@ -183,7 +181,7 @@ def test_blocks_of_another_cache_are_refused_by_everybody(retort, own_cache, for
 
 @pytest.mark.parametrize("name", ["ids", "logp", "tail", "check"])
 def test_a_digit_changed_in_a_description_is_refused_and_restored(retort, own_cache, name):
-    before = contents(own_cache)
+    before = files_of(own_cache)
     path = own_cache / name / "zarr.json"
     document = json.loads(path.read_bytes())
     document["shape"][0] = 2
@@ -192,7 +190,7 @@ def test_a_digit_changed_in_a_description_is_refused_and_restored(retort, own_ca
         assert f"{name}/zarr.json is not what the manifest describes" in found
     assert f"{name}/zarr.json is not what the manifest describes" in retort.verify()
     assert "repaired: sound" in retort.repair()
-    assert contents(own_cache) == before
+    assert files_of(own_cache) == before
 
 
 CHANGES = {
@@ -456,7 +454,7 @@ def test_no_entry_prints_what_a_terminal_obeys(retort, own_cache):
     entry = seal("block", open_cache(own_cache).owner, content)
     (own_cache / "ledger/0/1.json").write_bytes(entry)
     for found in (retort.train(), retort.verify(), retort.inspect()):
-        assert r"it speaks of view \x1b]0;title\x07, shard 1" in found
+        assert r"it speaks of view '\x1b]0;title\x07', shard 1" in found
         assert "\x1b" not in found
 
 
