@@ -16,7 +16,7 @@ import typer
 
 from service.commands import jobs_app
 from service.project_file import PROJECT_FILE, ProjectFileError, project_defaults
-from teacher_cache.errors import StoppedTogether, UserError
+from teacher_cache.errors import StoppedTogether, UserError, printable_lines
 
 if TYPE_CHECKING:
     import torch
@@ -335,7 +335,7 @@ def verify_cache(
     if as_json:
         _show(facts, as_json=True)
     else:
-        print(spelled(facts))
+        print(printable_lines(spelled(facts)))
     raise SystemExit(0 if found.is_sound else 1)
 
 
@@ -560,11 +560,12 @@ def _device(name: str) -> "torch.device":
 def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
     from service.terminal import spell_lines
 
-    print(json.dumps(facts, indent=1) if as_json else spell_lines(facts))
+    # facts and messages may repeat what a stranger has written into a cache
+    print(json.dumps(facts, indent=1) if as_json else printable_lines(spell_lines(facts)))
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable_lines(message)}", file=sys.stderr)
     return code
 
 

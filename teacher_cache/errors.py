@@ -1,9 +1,22 @@
 """The errors that a user can act on: each message says what was got, expected, and what to do."""
 
+_MOST_SHOWN = 200
+
 
 def printable(name: str) -> str:
     """A name of a file with everything spelt out that a terminal would not show, or would obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def shortened(value: object) -> str:
+    """What a stranger wrote where something else was expected, as Python spells it, its begin."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
+
+
+def printable_lines(text: str) -> str:
+    """A message with every character spelt out that a terminal would obey; its lines stay lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 class UserError(ValueError):

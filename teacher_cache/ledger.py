@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teacher_cache.bounded_json import read_object
+from teacher_cache.errors import shortened
 
 MOST_ENTRY_BYTES = 64 << 20
 """No entry is longer: a source entry may list every row of its shard as absent."""
@@ -165,7 +166,7 @@ def unseal(data: bytes, kind: str) -> tuple[Owner, dict[str, Any]]:
     if sha256_of(_canonical(document)) != stated:
         raise ValueError("its own SHA-256 does not match")
     if (found := document.pop("kind")) != kind:
-        raise ValueError(f"it is an entry of the kind {found!r}, not {kind!r}")
+        raise ValueError(f"it is an entry of the kind {shortened(found)}, not {kind!r}")
     owner = Owner(_text(document.pop("cache")), _text(document.pop("manifest")))
     return owner, document
 
@@ -191,7 +192,9 @@ def decode_block(data: bytes, block: BlockId) -> BlockEntry:
     """
     owner, document = unseal(data, "block")
     if (document["view"], document["shard"]) != (block.view, block.shard):
-        raise ValueError(f"it speaks of view {document['view']}, shard {document['shard']}")
+        raise ValueError(
+            f"it speaks of view {shortened(document['view'])}, shard {shortened(document['shard'])}"
+        )
     return BlockEntry(
         owner,
         block,
@@ -221,7 +224,7 @@ def decode_source(data: bytes, shard: int) -> SourceEntry:
     """
     owner, document = unseal(data, "source")
     if document["shard"] != shard:
-        raise ValueError(f"it speaks of shard {document['shard']}")
+        raise ValueError(f"it speaks of shard {shortened(document['shard'])}")
     (file,) = _files_of(document)
     absent = document["absent_rows"]
     if not isinstance(absent, list) or not all(type(row) is int and row >= 0 for row in absent):
@@ -251,7 +254,7 @@ def _files_of(document: Mapping[str, Any]) -> tuple[StoredFile, ...]:
     for key, file in files.items():
         size = file["size"]
         if type(size) is not int or size < 0:
-            raise TypeError(f"the size of {key!r} is no number of bytes")
+            raise TypeError(f"the size of {shortened(key)} is no number of bytes")
         found.append(StoredFile(key, size, _text(file["sha256"])))
     return tuple(found)
 

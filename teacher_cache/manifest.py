@@ -16,6 +16,8 @@ MOST_BYTES = 4 << 20
 """No manifest is longer; a recipe with many ensemble members has some thousands."""
 MOST_IMAGES = 2**31
 MOST_BLOCKS = 100_000_000
+MOST_CHARACTERS = 1000
+"""Of a digest, or of a library's version."""
 
 
 def new_cache_id() -> str:
@@ -114,22 +116,31 @@ class Manifest:
         Raises:
             CacheError: a field of another type, or a count that no real cache has.
         """
-        texts = (self.recipe_digest, self.index_digest, self.pixel_engine, self.cache_id)
         tables = (self.recipe, self.teacher, self.pixel_libraries, self.versions)
         counts = (self.image_count, self.class_count)
         if not (
-            all(isinstance(text, str) for text in texts)
-            and all(isinstance(table, dict) for table in tables)
-            and isinstance(self.teacher.get("weights_sha256"), str)
+            all(isinstance(table, dict) for table in tables)
+            and all(isinstance(t, str) and len(t) <= MOST_CHARACTERS for t in self._texts())
             and all(type(count) is int and 0 < count <= MOST_IMAGES for count in counts)
         ):
             raise CacheError(f"{source}/zarr.json: the manifest is not one of format 2")
         layout, views = self.layout(), self.parsed_recipe().views.count
-        if layout.k > self.class_count or layout.shards * views > MOST_BLOCKS:
+        if (
+            layout.k > self.class_count
+            or layout.shards * views > MOST_BLOCKS
+            or layout.rows_per_shard > MOST_IMAGES
+        ):
             raise CacheError(
                 f"{source}/zarr.json: the manifest describes {layout.shards * views} blocks of "
-                f"{layout.k} among {self.class_count} classes, which no cache can have"
+                f"{layout.rows_per_shard} records of {layout.k} among {self.class_count} classes, "
+                "which no cache can have"
             )
+
+    def _texts(self) -> list[object]:
+        """What must be text, and is repeated in messages."""
+        digests = (self.recipe_digest, self.index_digest, self.teacher.get("weights_sha256"))
+        libraries = (*self.pixel_libraries.values(), *self.versions.values())
+        return [self.pixel_engine, self.cache_id, *digests, *libraries]
 
     def require_same_pixels(self, engine: str, libraries: Mapping[str, str]) -> None:
         """Refuse an environment whose pixels may differ from those the teacher saw.

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from teacher_cache.errors import UserError
+from teacher_cache.errors import UserError, shortened
 
 
 class RecipeError(UserError):
@@ -77,7 +77,11 @@ def explain(problem: Any, kind: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{place}: missing, and it has no default"
     message = problem["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
+    got = (
+        ""
+        if isinstance(problem["input"], dict | BaseModel)
+        else f" (got {shortened(problem['input'])})"
+    )
     return f"{place}: {message}{got}"
 
 

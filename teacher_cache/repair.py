@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from teacher_cache.arrays import source_shard_key
 from teacher_cache.keys import QUARANTINE, STAGING
-from teacher_cache.ledger import SAMPLE_KEY, numbers_in, seal, source_key, views_key
+from teacher_cache.ledger import blocks_in, numbers_in, seal, source_key, views_key
 from teacher_cache.store import Cache, open_undescribed, restore_descriptions, withdraw_block
 from teacher_cache.verify import Verification, is_named
 
@@ -26,12 +26,12 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
     shards = numbers_in(beside, "source")
     for shard in sorted(shards):
         cache.store.withdraw(source_key(shard), [source_shard_key(shard)], folder)
-    entries = beside & {SAMPLE_KEY, *cache.wrong_views} | {
-        key for key in beside if key.startswith("ledger/") and key not in map(source_key, shards)
-    }
+    beside -= {source_key(shard) for shard in shards}
+    for block in sorted(blocks_in(beside)):  # outside the cache
+        withdraw_block(cache, block, folder)
     cache.store.sweep()  # of the workbench it alone knows what is litter
     with cache.store.alone():
-        cache.store.quarantine(sorted(entries), folder)
+        cache.store.quarantine(sorted(beside), folder)
         # a writer may have committed since they were listed, and named what was a stray then
         strays = [key for key in found.strays if not key.startswith(f"{STAGING}/")]
         cache.store.quarantine([key for key in strays if not is_named(cache, key)], folder)

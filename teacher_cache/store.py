@@ -15,7 +15,7 @@ from teacher_cache.arrays import encode_shard, shard_key
 from teacher_cache.bounded_json import read_object
 from teacher_cache.descriptions import description_key, descriptions, encoded_description
 from teacher_cache.encodings import stored_logp
-from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile
+from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile, shortened
 from teacher_cache.images import ImageIndex
 from teacher_cache.index_files import index_documents, index_files, read_index
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, Layout
@@ -185,7 +185,7 @@ def _wrong_views(root: Root, owner: Owner, layout: Layout, count: int) -> str | 
     if theirs != owner:
         return "belongs to another cache"
     if document.get("views") != count or count * layout.shards > MOST_BLOCKS:
-        return f"speaks of {document.get('views')!r} views"
+        return f"speaks of {shortened(document.get('views'))} views"
     return None
 
 
@@ -219,7 +219,7 @@ def restore_descriptions(cache: Cache) -> None:
     """Write the arrays' `zarr.json` anew where they are not what they should be."""
     for name, document in expected_descriptions(cache).items():
         data = encoded_description(document)
-        if cache.store.read(description_key(name)) != data:
+        if cache.store.read(description_key(name), at_most=MOST_BYTES) != data:
             cache.store.replace(description_key(name), data)
 
 
