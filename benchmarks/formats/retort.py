@@ -1,0 +1,51 @@
+"""Retort's own cache, through its public API: everything of it that the comparison needs.
+
+The cache's recipe, manifest and image index are made once for all views, so `prepare` is no part of
+writing a view, and `index_bytes` no part of its bytes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import records as benchmark_records
+from benchmarks.formats.rows import OpenView, Rows, bytes_below
+from benchmarks.sizes import INDEX
+from teacher_cache.encodings import Encoding
+from teacher_cache.record import TopK
+from teacher_cache.slab import read_slab
+from teacher_cache.store import open_cache
+
+
+def prepare(encoding: Encoding, folder: Path, records: TopK) -> None:
+    """An empty cache for these records, and the checksums of its images."""
+    benchmark_records.cache_of(folder, records, encoding)
+
+
+def write(folder: Path, records: TopK) -> None:
+    """Every block of a view, flushed to the disk and committed."""
+    benchmark_records.fill(open_cache(folder), records)
+
+
+def index_bytes(folder: Path) -> int:
+    """Bytes that no further view adds: manifest, descriptions, image index and checksums."""
+    once = {*INDEX, "source", "zarr.json"}
+    parts = (path for path in folder.iterdir() if path.name in once)
+    return sum(bytes_below(path) if path.is_dir() else path.stat().st_size for path in parts)
+
+
+class Reader(OpenView):
+    """Loads and checks the view at the first read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._cache = open_cache(folder)
+        self._view: Rows | None = None
+
+    def read_rows(self, rows: np.ndarray) -> Rows:
+        if self._view is None:
+            self._view = self.read_all()
+        return self._view.at(rows)
+
+    def read_all(self) -> Rows:
+        slab = read_slab(self._cache, 0)
+        return Rows(slab.ids_NK, slab.logp_NK, slab.tail_NT)
