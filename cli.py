@@ -6,7 +6,6 @@ Imports are per command, so that `serve` runs in an environment without torch.
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -446,37 +445,18 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo-out"),
 ) -> None:
     """The whole job on scanned digits, in a minute or two: teacher, cache, three students."""
-    from student.demo import report, steps, write_digits
+    from student.demo import report, run, steps, write_digits
 
     started = time.monotonic()
     write_digits(out / "digits")
-    cache_seconds, beside = 0.0, None
-    try:
-        for step in steps(out):
-            if step.joins and beside is not None:
-                _wait_for(beside, out / "beside.log")
-            print("\n$ cli.py " + " ".join(step.arguments), "&" * step.beside, flush=True)
-            if step.beside:
-                with (out / "beside.log").open("w") as log:
-                    command = [sys.executable, __file__, *step.arguments]
-                    beside = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-                continue
-            began = time.monotonic()
-            app(list(step.arguments), standalone_mode=False)
-            if step.arguments[0] == "cache-teacher":
-                cache_seconds = time.monotonic() - began
-    finally:
-        if beside is not None and beside.poll() is None:
-            beside.terminate()  # it saves, and the same command continues
-            beside.wait()
+    cache_seconds = run(
+        steps(out),
+        lambda arguments: app(list(arguments), standalone_mode=False),
+        lambda line: print(line, flush=True),
+        program=Path(__file__),
+        log=out / "beside.log",
+    )
     print(report(out, seconds=time.monotonic() - started, cache_seconds=cache_seconds))
-
-
-def _wait_for(beside: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Show the last line of what ran beside, once it has ended; its failure is the demo's."""
-    if code := beside.wait():
-        sys.exit(_complain(log.read_text().strip(), code))
-    print("\n" + log.read_text().strip().splitlines()[-1], flush=True)
 
 
 def main() -> None:

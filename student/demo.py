@@ -8,8 +8,10 @@ that a user would type.
 
 import json
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ class Step:
 
     arguments: tuple[str, ...]
     beside: bool = False
-    """It runs in a process of its own, on the other core, and is waited for before `joins`."""
+    """It runs in a process of its own, on the other core, until a step that `joins`."""
     joins: bool = False
     """It reads what a command beside it wrote."""
 
@@ -98,6 +100,61 @@ def steps(out: Path) -> list[Step]:
         Step(("evaluate", str(ghostnet), "--val", val), joins=True),
         Step(("export", str(ghostnet), "--out", str(out / "student.safetensors"))),
     ]
+
+
+def run(
+    steps: Iterable[Step],
+    call: Callable[[tuple[str, ...]], object],
+    say: Callable[[str], object],
+    *,
+    program: Path,
+    log: Path,
+) -> float:
+    """Run the commands, and return how many seconds the cache took.
+
+    Args:
+        steps: what to run, in order.
+        call: runs a command in this process.
+        say: shows a line.
+        program: `cli.py`, for the command that runs beside others.
+        log: where that one's output goes.
+
+    Raises:
+        UserError: the command beside has failed; with its output.
+    """
+    cache_seconds, beside = 0.0, None
+    try:
+        for step in steps:
+            if step.joins and beside is not None:
+                say("\n" + _last_line(beside, log))
+            say(" ".join(("\n$ cli.py", *step.arguments, *("&" * step.beside))))
+            if step.beside:
+                beside = _start(program, step.arguments, log)
+                continue
+            began = time.monotonic()
+            call(step.arguments)
+            if step.arguments[0] == "cache-teacher":
+                cache_seconds = time.monotonic() - began
+    finally:
+        if beside is not None and beside.poll() is None:
+            beside.terminate()  # it saves its state, and the same command continues
+            beside.wait()
+    return cache_seconds
+
+
+def _start(program: Path, arguments: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as file:
+        command = [sys.executable, str(program), *arguments]
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+
+def _last_line(beside: "subprocess.Popen[bytes]", log: Path) -> str:
+    """What it wrote last, once it has ended."""
+    code = beside.wait()
+    output = log.read_text().strip()
+    if code:
+        raise UserError(f"the command beside the others ended with exit code {code}: {output}")
+    return output.splitlines()[-1] if output else ""
 
 
 def report(out: Path, *, seconds: float, cache_seconds: float) -> str:
