@@ -168,7 +168,7 @@ def report(out: Path, *, seconds: float, cache_seconds: float) -> str:
     summaries = {run: json.loads((out / run / "summary.json").read_text()) for run in RUNS}
     draw_curves(out)
     rows = [
-        ("", "top-1", "seconds", "parameters", "folded"),
+        ("", "top-1", "images seen", "seconds", "parameters", "folded"),
         *(_row(RUNS[run], summary) for run, summary in summaries.items()),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -231,9 +231,9 @@ def draw_curves(out: Path) -> None:
         accuracy.plot(*zip(*evaluations, strict=True), "o-", ms=3, color=color, label=label)
         loss.plot(*zip(*losses, strict=True), color=color)
     accuracy.set(title="validation", xlabel="step", ylabel="top-1 [%]")
-    loss.set(
-        title="training", xlabel="step", ylabel="cross-entropy with the label [nats]", yscale="log"
-    )
+    loss.set(title="training", xlabel="step", ylabel="cross-entropy with the label [nats]")
+    accuracy.set_ylim(0, 100)
+    loss.set_ylim(bottom=0)
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -241,10 +241,11 @@ def draw_curves(out: Path) -> None:
     figure.savefig(out / "curves.png", dpi=150)
 
 
-def _row(label: str, summary: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+def _row(label: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         label,
         f"{summary['top1']:.1f}%",
+        f"{summary['images']:,}",
         f"{summary['seconds']:.0f}",
         f"{summary['parameters']:,}",
         f"{summary['parameters_folded']:,}",
