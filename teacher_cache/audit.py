@@ -169,7 +169,7 @@ def report(cache: Cache, result: Audit, *, seed: int) -> dict[str, Any]:
     return {
         "cache": str(cache.root),
         "passed": result.passed,
-        "seed": seed,
+        "seed": str(seed),  # without thousands separators, to be passed on
         "records": result.records,
         "blocks": f"{len(result.findings)} of {result.blocks}",
         "blocks that are not the teacher's": list(result.foreign),

@@ -46,10 +46,11 @@ def contestants() -> list[Contestant]:
         for name in ("budget", "recommended"):
             write = partial(kit.write, getattr(kit, name))
             found.append(Contestant(f"DistillKit, {name}", write, kit.Reader))
-        found.append(Contestant("Parquet, zstd", parquet.write, parquet.Reader))
+        found.append(Contestant("Parquet, lists", parquet.write_lists, parquet.Reader))
+        found.append(Contestant("Parquet, split bytes", parquet.write_split, parquet.Reader))
     if find_spec("h5py"):
         hdf5 = import_module("benchmarks.formats.hdf5")
-        found.append(Contestant("HDF5, shuffle + gzip", hdf5.write, hdf5.Reader))
+        found.append(Contestant("HDF5", hdf5.write, hdf5.Reader))
     found.append(Contestant("MDS", mds.write, mds.Reader))
     return found
 
