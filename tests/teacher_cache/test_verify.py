@@ -311,6 +311,13 @@ def test_what_is_no_file_in_the_place_of_one_that_nothing_can_derive_is_to_be_re
     assert "--repair" not in done.stderr
 
 
+def test_a_file_of_keys_longer_than_names_can_be_is_not_mapped(cli, own_cache):
+    with (own_cache / "keys/c.0").open("wb") as file:
+        file.truncate(5 << 30)  # zeros, which take no room
+    done = cli("verify-cache", own_cache, check=1)
+    assert "keys/c.0 has 5368709120 bytes, at most 368640 are expected" in done.stderr
+
+
 def test_a_sample_that_was_removed_is_missed(cli, own_cache):
     (own_cache / "ledger/sample.json").unlink()
     done = cli("verify-cache", own_cache, check=1)
