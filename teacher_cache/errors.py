@@ -58,6 +58,17 @@ class UnexpectedFile(CacheError):
         )
 
 
+class UnexpectedFolder(UnexpectedFile):
+    """Something that is no folder where a cache has one; whole blocks may lie behind it."""
+
+    def __str__(self) -> str:
+        place, key, found = self.args
+        return (
+            f"{place}/{printable(key)} {found}: put the folder itself in its place; a link inside "
+            "a cache is never followed, and no repair takes it away"
+        )
+
+
 class ReplayRefused(CacheError):
     """A replay that would not show the student what the teacher saw."""
 

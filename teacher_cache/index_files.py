@@ -93,7 +93,12 @@ def read_index(place: Place, root: Path, *, rows: int) -> ImageIndex:
 def _mapped_rows(place: Place, rows: int) -> tuple[np.ndarray, Names] | None:
     """Labels and keys out of their files, whose pages all processes of a host share."""
     label_path, key_path = (place.path_of(chunk_key(name)) for name in ("labels", "keys"))
-    if label_path is None or key_path is None or label_path.stat().st_size != 8 * rows or not rows:
+    if label_path is None or key_path is None or not rows:
+        return None
+    # files of other sizes are refused by who reads them
+    if label_path.stat().st_size != 8 * rows:
+        return None
+    if not rows <= key_path.stat().st_size <= MOST_KEY_BYTES * rows:
         return None
     return np.memmap(label_path, "<i8", "r"), Names.mapped(key_path)
 

@@ -9,6 +9,8 @@ MANIFEST = "zarr.json"
 """A cache exists as soon as this file does, so it is written last."""
 STAGING = "staging"
 """The writers' workbench: locks, claims, temporary files."""
+LOCK_KEY = f"{STAGING}/lock"
+"""The writers' lock in a folder; an object store has none."""
 QUARANTINE = "quarantine"
 """What a repair has taken out of the cache."""
 
@@ -62,7 +64,7 @@ def is_remnant(key: str, files: Collection[str]) -> bool:
     The creation may have been one of another recipe, so any file of such a name counts in any of
     the folders.
     """
-    if key in files or key == f"{STAGING}/lock" or is_workbench(key):
+    if key in files or key == LOCK_KEY or is_workbench(key):
         return True
     top, _, rest = key.partition("/")
     return top in top_names(files) and rest in {each.partition("/")[2] for each in files} - {""}

@@ -25,6 +25,9 @@ from teacher_cache.errors import shortened
 MOST_ENTRY_BYTES = 64 << 20
 """No entry is longer: a source entry may list every row of its shard as absent."""
 
+MOST_FILE_BYTES = 1 << 50
+"""No file of a shard is longer."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class BlockId:
@@ -253,7 +256,7 @@ def _files_of(document: Mapping[str, Any]) -> tuple[StoredFile, ...]:
     found = []
     for key, file in files.items():
         size = file["size"]
-        if type(size) is not int or size < 0:
+        if type(size) is not int or not 0 <= size <= MOST_FILE_BYTES:
             raise TypeError(f"the size of {shortened(key)} is no number of bytes")
         found.append(StoredFile(key, size, _text(file["sha256"])))
     return tuple(found)

@@ -7,7 +7,7 @@ and neither are others' files.
 from datetime import UTC, datetime
 
 from teacher_cache.arrays import source_shard_key
-from teacher_cache.keys import QUARANTINE, STAGING
+from teacher_cache.keys import LOCK_KEY, QUARANTINE, STAGING
 from teacher_cache.ledger import blocks_in, numbers_in, seal, source_key, views_key
 from teacher_cache.store import Cache, open_undescribed, restore_descriptions, withdraw_block
 from teacher_cache.verify import Verification, is_named
@@ -18,15 +18,23 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
 
     Returns:
         The cache as it is now, and the folder below it into which files were moved.
+
+    Raises:
+        UnexpectedFolder: something else stands where a folder of the cache should, and nothing was
+            changed: what seems damaged may be sound behind it.
     """
+    for damage in found.damage:
+        cache.store.exists(damage.file)
     folder = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    beside = {damage.file for damage in found.damage if damage.block is None}
+    if LOCK_KEY in beside:  # what is no file is nobody's lock, and stands in everybody's way
+        cache.store.quarantine([LOCK_KEY], folder)
     for block in sorted({damage.block for damage in found.damage if damage.block}):
         withdraw_block(cache, block, folder)
-    beside = {damage.file for damage in found.damage if damage.block is None}
     shards = numbers_in(beside, "source")
     for shard in sorted(shards):
         cache.store.withdraw(source_key(shard), [source_shard_key(shard)], folder)
-    beside -= {source_key(shard) for shard in shards}
+    beside -= {LOCK_KEY, *map(source_key, shards)}
     for block in sorted(blocks_in(beside)):  # outside the cache
         withdraw_block(cache, block, folder)
     cache.store.sweep()  # of the workbench it alone knows what is litter

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from teacher_cache.errors import CacheError, UnexpectedFile, printable
-from teacher_cache.keys import STAGING, is_workbench, require_claim
+from teacher_cache.keys import LOCK_KEY, STAGING, is_workbench, require_claim
 from teacher_cache.tree import Tree
 
 NAME_HOLDER_AFTER_S = 10.0
@@ -89,7 +89,7 @@ def publishing(tree: Tree) -> Iterator[None]:
         CacheError: this file system cannot lock files.
     """
     with tree.made_folder((STAGING,)) as folder:
-        descriptor = tree.open_file(f"{STAGING}/lock", folder, "lock", os.O_RDWR | os.O_CREAT)
+        descriptor = tree.open_file(LOCK_KEY, folder, "lock", os.O_RDWR | os.O_CREAT)
     try:
         if not _locked(tree.root, descriptor):
             _wait(tree.root, descriptor)

@@ -15,7 +15,13 @@ from teacher_cache.arrays import encode_shard, shard_key
 from teacher_cache.bounded_json import read_object
 from teacher_cache.descriptions import description_key, descriptions, encoded_description
 from teacher_cache.encodings import stored_logp
-from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile, shortened
+from teacher_cache.errors import (
+    CacheError,
+    DamagedRecords,
+    UnexpectedFile,
+    UnexpectedFolder,
+    shortened,
+)
 from teacher_cache.images import ImageIndex
 from teacher_cache.index_files import index_documents, index_files, read_index
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, Layout
@@ -131,7 +137,12 @@ def open_undescribed(root: Root) -> Cache:
         CacheError: nothing there, no cache, or a damaged manifest or index.
     """
     place = place_of(root)
-    group = place.read(GROUP_KEY, at_most=MOST_BYTES)
+    try:
+        group = place.read(GROUP_KEY, at_most=MOST_BYTES)
+    except UnexpectedFile as error:
+        raise CacheError(
+            f"{root}/{GROUP_KEY} {error.found}: restore it from a copy of this cache"
+        ) from None
     if group is None:
         raise CacheError(
             f"{root}: no cache there; fill one with `cache-teacher RECIPE --data DIR --out {root}`"
@@ -153,11 +164,14 @@ def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
     place = place_of(root)
     try:
         index = read_index(place, Path(str(root)), rows=manifest.image_count)
+    except UnexpectedFolder:
+        raise
     except (ValueError, OSError, KeyError, TypeError) as error:
-        if isinstance(error, CacheError):
+        if isinstance(error, CacheError) and not isinstance(error, UnexpectedFile):
             raise
+        what = f"{error.key} {error.found}" if isinstance(error, UnexpectedFile) else error
         raise CacheError(
-            f"{root}: its image index cannot be read ({error}): restore keys, labels, classes and "
+            f"{root}: its image index cannot be read ({what}): restore keys, labels, classes and "
             "class_ids from a copy, or from a new cache that the same cache-teacher command "
             "starts elsewhere; the records stay"
         ) from error

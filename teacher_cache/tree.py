@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from teacher_cache.errors import UnexpectedFile
+from teacher_cache.errors import UnexpectedFile, UnexpectedFolder
 from teacher_cache.keys import parts_of
 
 DEEPEST = 32
@@ -159,7 +159,7 @@ class Tree:
                         raise
                     kind = _kind(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode)
                     found = f"is {kind}, where a cache has a folder"
-                    raise UnexpectedFile(str(self.root), "/".join(names[:depth]), found) from None
+                    raise UnexpectedFolder(str(self.root), "/".join(names[:depth]), found) from None
                 os.close(descriptor)
                 descriptor = inner
             yield descriptor

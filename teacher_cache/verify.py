@@ -16,7 +16,7 @@ from teacher_cache.arrays import chunk_index, shard_key, source_shard_key
 from teacher_cache.descriptions import description_key
 from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile, printable
 from teacher_cache.index_files import INDEX_ARRAYS, chunk_key
-from teacher_cache.keys import QUARANTINE, STAGING, is_workbench
+from teacher_cache.keys import LOCK_KEY, QUARANTINE, is_workbench
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, SOURCE_ARRAY
 from teacher_cache.ledger import (
     SAMPLE_KEY,
@@ -35,6 +35,8 @@ from teacher_cache.teacher_sample import read_sample
 
 _ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that was never written."""
+_MOST_LOCK_BYTES = 1 << 20
+"""The writers' lock says in a line who holds it."""
 _SHARD = re.compile(r"(ids|logp|tail)/c\.\d+\.\d+\.0|check/c\.\d+\.\d+|source/c\.\d+", re.ASCII)
 
 
@@ -253,12 +255,15 @@ def _wrong_chunks(cache: Cache, name: str, data: bytes, block: BlockId) -> str |
 
 
 def _damage_beside_blocks(cache: Cache, keys: list[str]) -> Iterator[Damage]:
-    """Descriptions, views entries, the sample, and the images' checksums."""
+    """Descriptions, views entries, the writers' lock, the sample, and the images' checksums."""
     for key in wrong_descriptions(cache):
         yield Damage(key, "is not what the manifest describes")
     for key, what in cache.wrong_views.items():
         yield Damage(key, what)
-    checks: list[tuple[str, Callable[[], object]]] = [(SAMPLE_KEY, partial(read_sample, cache))]
+    checks: list[tuple[str, Callable[[], object]]] = [
+        (LOCK_KEY, partial(cache.store.read, LOCK_KEY, at_most=_MOST_LOCK_BYTES)),
+        (SAMPLE_KEY, partial(read_sample, cache)),
+    ]
     shards = numbers_in(keys, "source")
     checks += [(source_key(shard), partial(cache.sources.of, shard)) for shard in sorted(shards)]
     for key, read in checks:
@@ -267,6 +272,8 @@ def _damage_beside_blocks(cache: Cache, keys: list[str]) -> Iterator[Damage]:
         except CacheError as error:
             yield Damage(key, _reason(error))
     with_records = {block.shard for block in blocks_in(keys)}
+    if with_records and SAMPLE_KEY not in keys:
+        yield Damage(SAMPLE_KEY, "is missing, though the cache has records")
     for shard in sorted(with_records - shards):
         if shard < cache.layout.shards:
             yield Damage(source_key(shard), "is missing, though the shard has records")
@@ -275,7 +282,7 @@ def _damage_beside_blocks(cache: Cache, keys: list[str]) -> Iterator[Damage]:
 def _beyond(cache: Cache, keys: list[str], named: set[BlockId]) -> tuple[list[str], list[str]]:
     """Files that belong to nothing: those of the format, and those of strangers."""
     shards = range(cache.layout.shards)
-    known = {GROUP_KEY, SAMPLE_KEY, f"{STAGING}/lock"}
+    known = {GROUP_KEY, SAMPLE_KEY, LOCK_KEY}
     known |= {description_key(name) for name in (*RECORD_ARRAYS, SOURCE_ARRAY, *INDEX_ARRAYS)}
     known |= {chunk_key(name) for name in INDEX_ARRAYS}
     known |= {block_key(block) for block in named}

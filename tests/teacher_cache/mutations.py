@@ -143,6 +143,8 @@ def _senseless(document: dict, chance: random.Random) -> str:
 
 
 def _read(path: Path) -> dict | None:
+    if path.stat().st_size > 1 << 24:  # an earlier change has made it huge
+        return None
     try:
         found = json.loads(path.read_bytes())
     except (ValueError, RecursionError):

@@ -314,8 +314,10 @@ def test_a_damaged_sample_is_found_and_asked_again(retort, own_cache):
     path.write_bytes(before.replace(b'"rows"', b'"wors"'))
     assert "ledger/sample.json its own SHA-256 does not match" in retort.verify()
     assert "sample.json is damaged" in retort.inspect()
-    retort.repair()
+    retort.repair(check=1)
+    assert "ledger/sample.json is missing, though the cache has records" in retort.verify()
     retort.fill()
+    retort.verify(check=0)
     assert json.loads(path.read_bytes()) == json.loads(before)
 
 

@@ -97,6 +97,7 @@ def test_what_is_no_entry_is_an_error_in_words_and_not_a_crash(text):
         {"files": {"ids/c.2.5.0": 3}},
         {"files": {"ids/c.2.5.0": {"size": -1, "sha256": ""}}},
         {"files": {"ids/c.2.5.0": {"size": True, "sha256": ""}}},
+        {"files": {"ids/c.2.5.0": {"size": 10**39, "sha256": ""}}},
         {"source": None},
         {"producer": {"host": 3}},
         {"tables": []},

@@ -28,7 +28,7 @@ from teacher_cache.store import (
     open_cache,
     write_block,
 )
-from teacher_cache.teacher_sample import read_sample
+from teacher_cache.teacher_sample import TeacherSample, keep_sample, read_sample
 from teacher_cache.topk import TopK, top_k
 from teacher_cache.verify import verify
 
@@ -64,10 +64,14 @@ def new_cache(root, rows=90, classes=3, **changes):
 
 
 def with_images(cache):
-    """Name the images of every row."""
+    """Name the images of every row, and what a teacher said of the first."""
     for shard in range(cache.layout.shards):
         crc = np.array(cache.rows(shard), np.uint32) * 7
         cache.sources.commit(shard, crc, frozenset(), {"host": "test"})
+    first, layout = np.zeros(1, np.int64), cache.layout
+    logp, tail = (-np.ones((1, n), np.float16) for n in (layout.k, layout.temperatures))
+    ids, probability = np.arange(layout.k)[None], np.ones(1, np.float32)
+    keep_sample(cache, TeacherSample(first, first, ids, logp, tail, probability))
     return cache
 
 

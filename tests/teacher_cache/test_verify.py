@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -246,3 +247,78 @@ def test_the_command_names_view_and_rows_and_its_exit_code_says_whether_the_cach
     assert (own_cache / FILES[0]).read_bytes() == before
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     cli("verify-cache", own_cache, check=0)
+
+
+def odd(path, kind):
+    """Something that is no file in the place of one."""
+    path.unlink(missing_ok=True)
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+
+
+KINDS = ("a pipe", "a folder", "a symbolic link")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", ["staging/lock", "ids/zarr.json", "labels/zarr.json"])
+def test_what_is_no_file_where_none_is_needed_to_read_is_moved_away_and_made_anew(
+    own_cache, key, kind
+):
+    before = contents(own_cache)
+    odd(own_cache / key, kind)
+    cache = open_undescribed(own_cache)
+    found = verify(cache)
+    assert [damage.file for damage in found.damage] == [key]
+    mended, folder = repair(cache, found)
+    assert os.path.lexists(own_cache / folder / key)
+    assert verify(mended).is_sound
+    if key == "staging/lock":
+        assert (own_cache / key).is_file()
+    else:
+        assert (own_cache / key).read_bytes() == before[own_cache / key]
+
+
+@pytest.mark.parametrize("name", ["ids", "source", "ledger/1", "staging"])
+def test_a_link_in_the_place_of_a_folder_is_named_and_no_repair_drops_what_lies_behind_it(
+    cli, own_cache, tmp_path, name
+):
+    shutil.move(own_cache / name, tmp_path / "elsewhere")
+    (own_cache / name).symlink_to(tmp_path / "elsewhere")
+    before = contents(own_cache)
+    for option in ((), ("--repair",)):
+        done = cli("verify-cache", own_cache, *option, check=1)
+        assert "is a symbolic link, where a cache has a folder" in done.stdout + done.stderr
+    assert "put the folder itself in its place" in done.stderr
+    assert contents(own_cache) == before
+    (own_cache / name).unlink()
+    shutil.move(tmp_path / "elsewhere", own_cache / name)
+    cli("verify-cache", own_cache)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", ["zarr.json", "keys/c.0"])
+def test_what_is_no_file_in_the_place_of_one_that_nothing_can_derive_is_to_be_restored(
+    cli, own_cache, key, kind
+):
+    odd(own_cache / key, kind)
+    done = cli("verify-cache", own_cache, "--repair", check=1)
+    assert f"{key} is {kind}, where a cache has a file" in done.stderr
+    assert "restore" in done.stderr
+    assert "--repair" not in done.stderr
+
+
+def test_a_file_of_keys_longer_than_names_can_be_is_not_mapped(cli, own_cache):
+    with (own_cache / "keys/c.0").open("wb") as file:
+        file.truncate(5 << 30)  # zeros, which take no room
+    done = cli("verify-cache", own_cache, check=1)
+    assert "keys/c.0 has 5368709120 bytes, at most 368640 are expected" in done.stderr
+
+
+def test_a_sample_that_was_removed_is_missed(cli, own_cache):
+    (own_cache / "ledger/sample.json").unlink()
+    done = cli("verify-cache", own_cache, check=1)
+    assert "damaged  ledger/sample.json is missing, though the cache has records" in done.stdout
