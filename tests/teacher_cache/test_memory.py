@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from small import REPOSITORY, cache_recipe
-from test_store import index_of, manifest_of
+from test_store import index_of, manifest_of, with_images
 
 from teacher_cache.plan import slab_bytes
 from teacher_cache.store import Block, create_cache, missing_blocks, read_entry, write_block
@@ -77,7 +77,7 @@ def imagenet(tmp_path_factory):
     recipe = cache_recipe(topk__k=10, storage__rows_per_shard=32_768, views__count=1)
     index = index_of(ROWS, classes=1000)
     root = tmp_path_factory.mktemp("imagenet") / "cache"
-    cache = create_cache(root, manifest_of(recipe, index, 1000), index)
+    cache = with_images(create_cache(root, manifest_of(recipe, index, 1000), index))
     random = np.random.default_rng(0)
     for block in missing_blocks(cache):
         rows = len(cache.rows(block.shard))
