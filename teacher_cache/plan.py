@@ -15,6 +15,7 @@ from teacher_cache.fill import fill
 from teacher_cache.images import ImageIndex
 from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.slab import AHEAD
 from teacher_cache.store import committed_blocks, read_entry
 from teacher_cache.teacher import Teacher
 
@@ -46,8 +47,10 @@ def plan(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> dict[str, 
         "MB to read an epoch": bytes_a_record * len(index) / 1e6,
         "MB/s to read at 5,000 images a second": bytes_a_record * 5_000 / 1e6,
         "MB of two slabs in memory": mb_of_slabs,
-        "MB of records in a host's memory, at most": mb_of_slabs
-        + bytes_a_record * block_rows / 1e6,
+        "MB of records in a host's memory, at most": reading_bytes(
+            recipe, len(index), bytes_a_record * block_rows
+        )
+        / 1e6,
     }
     return {
         "images": len(index),
@@ -65,6 +68,15 @@ def slab_bytes(recipe: CacheRecipe, rows: int) -> int:
     Its ranks share them. While the next one is read, one block's compressed bytes are there, too.
     """
     return rows * (4 * recipe.topk.k + 2 * len(recipe.topk.temperatures)) + rows // 8
+
+
+def reading_bytes(recipe: CacheRecipe, rows: int, block_bytes: float) -> float:
+    """What reading epoch after epoch weighs in memory, at most, besides a process's own.
+
+    Two slabs; while one is read, a block that is decoded, those that threads hash ahead of it, and
+    one that was just handed over; and the images' checksums.
+    """
+    return 2 * slab_bytes(recipe, rows) + (AHEAD + 2) * block_bytes + 4 * rows
 
 
 def _teacher_seconds(teacher: Teacher, recipe: CacheRecipe, *, batches: int) -> float:

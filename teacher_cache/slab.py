@@ -23,7 +23,7 @@ from teacher_cache.layout import (
 from teacher_cache.ledger import BlockEntry, BlockId
 from teacher_cache.store import Cache, read_entry
 
-_AHEAD = 2
+AHEAD = 2
 """Blocks of a disk that threads read and hash while the one before them is decoded."""
 
 
@@ -212,11 +212,11 @@ def _verified_ahead(cache: Cache, entries: list[BlockEntry]) -> Iterator[dict[st
         yield from cache.store.in_order(read, entries)
         return
     running: deque[Future[dict[str, bytes]]] = deque()
-    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="hash") as pool:
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="hash") as pool:
         try:
             for entry in entries:
                 running.append(pool.submit(read, entry))
-                if len(running) > _AHEAD:
+                if len(running) > AHEAD:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()

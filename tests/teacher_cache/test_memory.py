@@ -10,7 +10,7 @@ import pytest
 from small import REPOSITORY, cache_recipe
 from test_store import index_of, manifest_of, with_images
 
-from teacher_cache.plan import slab_bytes
+from teacher_cache.plan import reading_bytes, slab_bytes
 from teacher_cache.store import Block, create_cache, missing_blocks, read_entry, write_block
 from teacher_cache.topk import TopK
 
@@ -97,7 +97,7 @@ def test_reading_imagenet_epoch_after_epoch_keeps_to_the_stated_memory(imagenet)
         capture_output=True, text=True, check=True, cwd=REPOSITORY,
     )  # fmt: skip
     facts = json.loads(done.stdout)
-    stated = 2 * slab_bytes(recipe, ROWS) + block_bytes
+    stated = reading_bytes(recipe, ROWS, block_bytes)
     print(f"peak {facts['peak'] / 1e6:.0f} MB, stated {stated / 1e6:.0f} MB")
     assert facts["records"] == 4 * ROWS
     assert 1.5 * slab_bytes(recipe, ROWS) < facts["peak"] < stated + BESIDES
@@ -129,7 +129,7 @@ def test_the_ranks_of_a_host_together_keep_to_the_stated_memory(imagenet):
         assert rank.returncode == 0
     assert records == [4 * (3 * ROWS + -(-ROWS // 32))] * RANKS
     together = sum(fact["share"] for fact in facts)
-    stated = 2 * slab_bytes(recipe, ROWS) + block_bytes
+    stated = reading_bytes(recipe, ROWS, block_bytes)
     peaks = [fact["peak"] for fact in facts]
     print(
         f"{RANKS} ranks together {together / 1e6:.0f} MB, stated {stated / 1e6:.0f} MB, "
