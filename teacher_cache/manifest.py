@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from teacher_cache.bounded_json import read_object
-from teacher_cache.errors import CacheError, ReplayRefused
+from teacher_cache.errors import CacheError, ReplayRefused, shortened
 from teacher_cache.layout import Layout
 from teacher_cache.ledger import Owner
-from teacher_cache.recipe import CacheRecipe, digest_of, parse_recipe
+from teacher_cache.recipe import CacheRecipe, RecipeError, digest_of, parse_recipe
 
 FORMAT_VERSION = 2
 MOST_BYTES = 4 << 20
@@ -82,7 +82,7 @@ class Manifest:
         version = document.get("format_version")
         if version != FORMAT_VERSION:
             raise CacheError(
-                f"{source} has cache format {version!r}, this release reads format "
+                f"{source} has cache format {shortened(version)}, this release reads format "
                 f"{FORMAT_VERSION}: fill a new cache with cache-teacher and another --out, or use "
                 "the release that wrote this one"
             )
@@ -124,7 +124,10 @@ class Manifest:
             and all(type(count) is int and 0 < count <= MOST_IMAGES for count in counts)
         ):
             raise CacheError(f"{source}/zarr.json: the manifest is not one of format 2")
-        layout, views = self.layout(), self.parsed_recipe().views.count
+        try:
+            layout, views = self.layout(), self.parsed_recipe().views.count
+        except RecipeError as error:
+            raise CacheError(f"{source}/zarr.json: {error}: {_RESTORE}") from None
         if (
             layout.k > self.class_count
             or layout.shards * views > MOST_BLOCKS

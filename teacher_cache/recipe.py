@@ -218,9 +218,15 @@ def parse_recipe(document: Mapping[str, Any], kind: type[Recipe], *, source: str
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        lines = [explain(problem, kind) for problem in error.errors()]
+        problems = error.errors()
+        lines = [explain(problem, kind) for problem in problems[:_MOST_PROBLEMS]]
+        if len(problems) > _MOST_PROBLEMS:
+            lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
         raise RecipeError(f"{source}: " + "; ".join(lines)) from None
 
+
+_MOST_PROBLEMS = 8
+"""So many mistakes are told at once; a recipe out of a stranger's cache may hold thousands."""
 
 _PURPOSE = {
     "teacher": "a cache recipe, for cache-teacher and plan-cache",

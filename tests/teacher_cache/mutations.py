@@ -28,7 +28,12 @@ PLACES = (
 
 
 def files_of(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    """Every regular file, but those that an earlier change has made huge."""
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= 1 << 24
+    )
 
 
 def mutate(root: Path, seed: int) -> str:

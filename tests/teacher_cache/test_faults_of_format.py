@@ -448,6 +448,44 @@ def test_a_cache_of_format_1_is_refused_by_name(retort, own_cache):
     assert tree(own_cache) == before
 
 
+LONG = "x" * 100_000
+SENSELESS = {
+    "a format version": lambda manifest: manifest.update(format_version=LONG),
+    "an ensemble": lambda manifest: manifest["recipe"]["teacher"].update(ensemble=[None] * 10_000),
+    "a setting": lambda manifest: manifest["recipe"]["storage"].update(encoding=LONG),
+    "a library's version": lambda manifest: manifest["pixel_libraries"].update(zlib=[LONG]),
+    "rows of a shard": lambda manifest: manifest["recipe"]["storage"].update(rows_per_shard=10**39),
+}
+
+
+@pytest.mark.parametrize("change", SENSELESS)
+def test_a_senseless_manifest_is_refused_in_few_words(retort, own_cache, change):
+    edited_group(own_cache, SENSELESS[change], signed=True)
+    for found in (retort.verify(), retort.inspect(), retort.train()):
+        assert found.startswith("error: ")
+        assert len(found) < 5000
+
+
+def test_a_huge_description_is_restored_unread(retort, own_cache):
+    before = files_of(own_cache)
+    with (own_cache / "tail/zarr.json").open("wb") as file:
+        file.truncate(1 << 40)  # zeros, which take no room
+    assert "tail/zarr.json is not what the manifest describes" in retort.verify()
+    retort.repair()
+    shutil.rmtree(own_cache / "quarantine")
+    assert contents(own_cache) == before
+
+
+def test_of_a_block_outside_the_cache_the_files_are_moved_with_the_entry(retort, own_cache):
+    (own_cache / "ledger/9").mkdir()
+    shutil.copy(own_cache / "ledger/1/2.json", own_cache / "ledger/9/9.json")
+    shutil.copy(own_cache / "logp/c.1.2.0", own_cache / "logp/c.9.9.0")
+    assert "ledger/9/9.json names a block outside the cache" in retort.verify()
+    retort.repair()
+    assert not (own_cache / "logp/c.9.9.0").exists()
+    retort.verify(check=0)
+
+
 ESCAPES = "\x1b]0;title\x07"
 
 
