@@ -221,7 +221,7 @@ def _signed_shard(path: Path, chance: random.Random) -> str:
 
 
 def _index(length: int, chance: random.Random) -> bytes:
-    values = (0, 1, length, length - 1, 2**32, 2**63, 2**64 - 1)
+    values = (0, 1, length, max(length - 1, 0), 2**32, 2**63, 2**64 - 1)
     return b"".join(chance.choice(values).to_bytes(8, "little") for _ in range(2))
 
 
