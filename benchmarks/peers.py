@@ -9,8 +9,9 @@ project's own reader does more work than its layout asks for, ours does not.
 
 bytes      of every file of a view, over its records
 + index    of what is made once for all views, over the images
-write      from arrays in memory to closed files, by the clock; Retort's are flushed to the disk, too
-load       the whole view from a warm page cache into arrays
+write      from arrays in memory to closed files; Retort's are flushed to the disk, too
+load       the whole view from a warm page cache into arrays; those of TinyViT and MDS, where nothing
+           is compressed, are views of the file's bytes
 picked     an epoch of batches of 2,048 records in random order: load the view, pick from memory
 read       the same as the layout offers it: a seek a record for TinyViT and MDS, a selection for
            HDF5, a load first for the others (DistillKit then unpacks each batch)
@@ -19,7 +20,8 @@ TV         total variation between the records and what is read, mean; where a l
 
 Readers are opened before the clock starts; what they load, they load under it. Reading is timed in
 seconds of this process's threads on the core, not of the clock: from a warm page cache both are the
-same on an idle machine, and on a busy one only the clock counts other processes' turns.
+same on an idle machine, and on a busy one only the clock counts other processes' turns. Writing is
+timed by the clock, since it waits for the disk.
 """
 
 import argparse
