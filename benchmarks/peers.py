@@ -10,8 +10,7 @@ project's own reader does more work than its layout asks for, ours does not.
 bytes      of every file of a view, over its records
 + index    of what is made once for all views, over the images
 write      from arrays in memory to closed files; Retort's are flushed to the disk, too
-load       the whole view from a warm page cache into arrays; those of TinyViT and MDS, where nothing
-           is compressed, are views of the file's bytes
+load       the whole view from a warm page cache into arrays; MDS's are views of the file's bytes
 picked     an epoch of batches of 2,048 records in random order: load the view, pick from memory
 read       the same as the layout offers it: a seek a record for TinyViT and MDS, a selection for
            HDF5, a load first for the others (DistillKit then unpacks each batch)
