@@ -315,6 +315,25 @@ def _repair(root: Root) -> str:
     )
 
 
+def require_in_place(cache: Cache) -> None:
+    """Refuse to go on if another cache, or none, lies by now where this one was opened.
+
+    Else records would be committed below a manifest that is not theirs, or below none.
+
+    Raises:
+        CacheError: it was moved, removed or replaced since it was opened.
+    """
+    group = cache.store.read(GROUP_KEY, at_most=MOST_BYTES)
+    if group is not None and Manifest.from_json(group, source=str(cache.root)) == cache.manifest:
+        return
+    what = "was moved or removed" if group is None else "was replaced by another cache"
+    raise CacheError(
+        f"cache {cache.root} {what} while it was filled: put it back and run the same command "
+        "again, or fill a new cache with another --out; no record can be added to what is there "
+        "now"
+    )
+
+
 def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     """Commit one block: encode its files, publish them, name them in the ledger.
 
