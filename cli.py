@@ -149,9 +149,12 @@ def cache_teacher(
     state = f"{missing} blocks are still with other writers" if missing else "complete"
     if missing and unheld_tiles(cache, settings.storage.views_per_tile):
         state = f"{missing} blocks are missing, and no living writer has them in work"
-        print(f"cache {root}: {state}: run the same command again", file=sys.stderr)
+        print(
+            printable_lines(f"cache {root}: {state}: run the same command again"), file=sys.stderr
+        )
         raise SystemExit(BLOCKS_LEFT)
-    print(f"cache {root}: {cache.view_count} views of {len(index)} images, {state}")
+    views = f"{cache.view_count} views of {len(index)} images"
+    print(printable_lines(f"cache {root}: {views}, {state}"))
 
 
 @app.command()
@@ -223,7 +226,8 @@ def train_student(
             return
     summary = json.loads(run.summary.read_text())
     shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
-    print(f"run {out}: " + spell({name: summary[name] for name in shown if name in summary}))
+    figures = spell({name: summary[name] for name in shown if name in summary})
+    print(printable_lines(f"run {out}: {figures}"))
 
 
 @app.command()
@@ -256,8 +260,9 @@ def export(
     from student.run import Weights, open_run
 
     done = export_run(open_run(run), out, weights=Weights(weights))
-    print(done.words)
-    print(f"{done.card}: recipe, digests, metrics, versions, and how to open the file")
+    print(printable_lines(done.words))
+    card = f"{done.card}: recipe, digests, metrics, versions, and how to open the file"
+    print(printable_lines(card))
 
 
 @app.command()

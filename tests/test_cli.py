@@ -1,6 +1,7 @@
 """What a user types, as processes of their own."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -313,3 +314,18 @@ def test_students_that_cannot_be_built_are_refused(cli, recipes, filled, scans):
 def test_a_failing_record_never_stops_a_job(cli, recipes, scans, url):
     error = caching(cli, recipes, scans / "train", check=0, env={"RETORT_DB": url})
     assert "cache-teacher 100%" in error
+
+
+def test_a_path_that_no_terminal_can_show_is_spelt_out(cli, recipes, scans, tmp_path):
+    """Its bytes are no UTF-8, or are an escape: the job is done all the same, and says so."""
+    cache, student = recipes(schedule__epochs=1)
+    folder = tmp_path / os.fsdecode(b"\xff\x1b[31m")
+    folder.mkdir()
+    data = ("--data", scans / "train")
+    shown = cli("cache-teacher", cache, *data, "--out", folder / "cache").stdout
+    assert "\\udcff\\x1b[31m/cache: 3 views of 90 images, complete" in shown
+    run = ("--val", scans / "val", "--cache", folder / "cache", "--out", folder / "run")
+    shown = cli("train-student", student, *data, *run).stdout
+    assert "\\udcff\\x1b[31m/run: model" in shown
+    shown = cli("export", folder / "run", "--out", folder / "student.safetensors").stdout
+    assert "\\udcff\\x1b[31m/student" in shown
