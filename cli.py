@@ -109,6 +109,7 @@ def cache_teacher(
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
     from service.recorder import record_job
     from teacher_cache.fill import fill
+    from teacher_cache.images import require_outside
     from teacher_cache.opening import open_or_create
     from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
@@ -122,6 +123,8 @@ def cache_teacher(
     changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
     index = _index(settings, data)
+    if isinstance(root, Path):
+        require_outside(index, root)
     teacher = _teacher(settings, index.class_count, device)
     cache = open_or_create(
         root,
@@ -189,7 +192,7 @@ def train_student(
     from student.recipe import StudentRecipe
     from student.run import start_together
     from student.train import train
-    from teacher_cache.images import index_images, rebase
+    from teacher_cache.images import index_images, rebase, require_outside
     from teacher_cache.place import locate
     from teacher_cache.recipe import load_recipe
     from teacher_cache.store import open_cache
@@ -207,6 +210,8 @@ def train_student(
             accept_pixel_libraries=accept_pixel_libraries,
         )
     validation = index_images(val, class_ids=training.index.class_ids)
+    for images in (training.index, validation):
+        require_outside(images, out)
     place = _device(device)
     with joined(place) as ranks:
         run = start_together(out, settings, training, validation, ranks)

@@ -329,3 +329,23 @@ def test_a_path_that_no_terminal_can_show_is_spelt_out(cli, recipes, scans, tmp_
     assert "\\udcff\\x1b[31m/run: model" in shown
     shown = cli("export", folder / "run", "--out", folder / "student.safetensors").stdout
     assert "\\udcff\\x1b[31m/student" in shown
+
+
+def test_nothing_is_written_where_it_would_count_as_a_class_folder(
+    cli, recipes, filled, own_scans, tmp_path
+):
+    cache, student = recipes()
+    data, val = own_scans / "train", own_scans / "val"
+    words = "would count as a class folder from then on: choose an --out outside it"
+    for out in (data / "new", data / "new" / "cache"):
+        command = ("cache-teacher", cache, "--data", data, "--out", out)
+        assert words in cli(*command, check=1).stderr
+    (tmp_path / "link").symlink_to(data)
+    for out in (data / "run", val / "run", tmp_path / "link" / "run"):
+        options = ("--data", data, "--val", val, "--cache", filled.root, "--out", out)
+        assert words in cli("train-student", student, *options, check=1).stderr
+    assert sorted(path.name for path in [*data.iterdir(), *val.iterdir()]) == sorted(
+        2 * [f"digit-{label}" for label in range(3)]
+    )
+    cli("cache-teacher", cache, "--data", data, "--out", data / ".cache")
+    cli("cache-teacher", cache, "--data", data, "--out", data / ".cache")
