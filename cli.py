@@ -370,7 +370,7 @@ def audit_cache(
     import secrets
 
     from teacher_cache.audit import audit, report
-    from teacher_cache.images import rebase
+    from teacher_cache.images import rebase, require_same_numbers
     from teacher_cache.opening import require_same_origin
     from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
@@ -378,7 +378,10 @@ def audit_cache(
 
     settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
     opened = open_cache(locate(cache))
-    index = rebase(opened.index, data)
+    index = _index(settings, data)
+    if index.digest() != opened.manifest.index_digest:
+        asked, index = index, rebase(opened.index, data)
+        require_same_numbers(index, asked)
     teacher = _teacher(settings, opened.manifest.class_count, device)
     require_same_origin(opened, settings, index, teacher)
     seed = secrets.randbits(32) if seed is None else seed

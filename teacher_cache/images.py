@@ -193,6 +193,30 @@ def list_images(data: Path | str) -> Listing:
     return listing
 
 
+def require_same_numbers(index: ImageIndex, asked: ImageIndex) -> None:
+    """Refuse class folders that a cache numbers otherwise than the user's recipe does.
+
+    Its labels would be wrong, though every record were the teacher's.
+
+    Args:
+        index: the cache's.
+        asked: as `index_images` numbers the same folders for the recipe.
+
+    Raises:
+        ImagesError: naming the first such folder, with both numbers.
+    """
+    theirs = asked.class_ids
+    differing = [name for name, own in index.class_ids.items() if theirs.get(name, own) != own]
+    if differing:
+        name = min(differing, key=os.fsencode)
+        raise ImagesError(
+            f"the cache numbers {several(differing, 'class folder')} otherwise than the recipe: "
+            f"{printable(name)} is class {index.class_ids[name]} in the cache and class "
+            f"{theirs[name]} by the recipe: use the images.class_map or images.class_order that "
+            "the cache was filled with, or fill a new cache"
+        )
+
+
 def require_outside(index: ImageIndex, out: Path) -> None:
     """Refuse a folder for results that the next listing of the images would take for a class.
 
