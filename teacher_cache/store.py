@@ -144,6 +144,12 @@ def open_undescribed(root: Root) -> Cache:
             f"{root}/{GROUP_KEY} {error.found}: restore it from a copy of this cache"
         ) from None
     if group is None:
+        if any(True for _ in place.keys("ledger")):
+            raise CacheError(
+                f"{root}: the ledger of a cache is there, but not the {GROUP_KEY} that says what "
+                "it was made from: restore that file from a copy of this cache; nothing else tells "
+                "what it held"
+            )
         raise CacheError(
             f"{root}: no cache there; fill one with `cache-teacher RECIPE --data DIR --out {root}`"
         )
@@ -166,7 +172,7 @@ def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
         index = read_index(place, Path(str(root)), rows=manifest.image_count)
     except UnexpectedFolder:
         raise
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # an OSError is an outage, and no damage
         if isinstance(error, CacheError) and not isinstance(error, UnexpectedFile):
             raise
         what = f"{error.key} {error.found}" if isinstance(error, UnexpectedFile) else error

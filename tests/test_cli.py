@@ -260,7 +260,7 @@ def test_a_full_disk_stops_the_job_and_a_rerun_continues(cli, recipes, scans, tm
         recipe, _ = recipes()
         command = ["cache-teacher", recipe, "--data", scans / "train", "--out", disk / "cache"]
         error = cli(*command, "--set", "views.count=12", check=1).stderr
-        assert "No space left on device" in error
+        assert f"No space left on device: '{disk}/cache/" in error
         assert "nothing already done is lost" in error
         committed = len(open_cache(disk / "cache").blocks()) - len(
             missing_blocks(open_cache(disk / "cache"))

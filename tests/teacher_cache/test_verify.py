@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import os
@@ -365,3 +366,19 @@ def test_images_that_are_named_while_the_ledger_is_listed_are_not_missing(own_ca
     cache = open_cache(own_cache)
     keys = set(cache.store.keys()) - {"ledger/source/1.json"}
     assert list(damage_beside_blocks(cache, keys)) == []
+
+
+def test_a_cache_that_has_lost_its_group_is_told_from_no_cache(cli, own_cache):
+    (own_cache / "zarr.json").unlink()
+    error = cli("verify-cache", own_cache, check=1).stderr
+    assert "the ledger of a cache is there, but not the zarr.json" in error
+
+
+def test_an_index_that_cannot_be_reached_is_not_called_damaged(cli, own_cache, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(own_cache / "labels/c.0"))
+
+    monkeypatch.setattr(np, "memmap", fail)
+    error = cli("verify-cache", own_cache, check=1).stderr
+    assert "labels/c.0" in error
+    assert "restore" not in error
