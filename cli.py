@@ -156,8 +156,8 @@ def cache_teacher(
             printable_lines(f"cache {root}: {state}: run the same command again"), file=sys.stderr
         )
         raise SystemExit(BLOCKS_LEFT)
-    views = f"{cache.view_count} views of {len(index)} images"
-    print(printable_lines(f"cache {root}: {views}, {state}"))
+    held = f"{cache.view_count} views of {len(index)} images"
+    print(printable_lines(f"cache {root}: {held}, {state}"))
 
 
 @app.command()
