@@ -109,6 +109,7 @@ def cache_teacher(
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
     from service.recorder import record_job
     from teacher_cache.fill import fill
+    from teacher_cache.images import require_outside
     from teacher_cache.opening import open_or_create
     from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
@@ -122,6 +123,8 @@ def cache_teacher(
     changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
     index = _index(settings, data)
+    if isinstance(root, Path):
+        require_outside(index, root)
     teacher = _teacher(settings, index.class_count, device)
     cache = open_or_create(
         root,
@@ -149,9 +152,12 @@ def cache_teacher(
     state = f"{missing} blocks are still with other writers" if missing else "complete"
     if missing and unheld_tiles(cache, settings.storage.views_per_tile):
         state = f"{missing} blocks are missing, and no living writer has them in work"
-        print(f"cache {root}: {state}: run the same command again", file=sys.stderr)
+        print(
+            printable_lines(f"cache {root}: {state}: run the same command again"), file=sys.stderr
+        )
         raise SystemExit(BLOCKS_LEFT)
-    print(f"cache {root}: {cache.view_count} views of {len(index)} images, {state}")
+    held = f"{cache.view_count} views of {len(index)} images"
+    print(printable_lines(f"cache {root}: {held}, {state}"))
 
 
 @app.command()
@@ -186,7 +192,7 @@ def train_student(
     from student.recipe import StudentRecipe
     from student.run import start_together
     from student.train import train
-    from teacher_cache.images import index_images, rebase
+    from teacher_cache.images import index_images, rebase, require_outside
     from teacher_cache.place import locate
     from teacher_cache.recipe import load_recipe
     from teacher_cache.store import open_cache
@@ -204,6 +210,8 @@ def train_student(
             accept_pixel_libraries=accept_pixel_libraries,
         )
     validation = index_images(val, class_ids=training.index.class_ids)
+    for images in (training.index, validation):
+        require_outside(images, out)
     place = _device(device)
     with joined(place) as ranks:
         run = start_together(out, settings, training, validation, ranks)
@@ -223,7 +231,8 @@ def train_student(
             return
     summary = json.loads(run.summary.read_text())
     shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
-    print(f"run {out}: " + spell({name: summary[name] for name in shown if name in summary}))
+    figures = spell({name: summary[name] for name in shown if name in summary})
+    print(printable_lines(f"run {out}: {figures}"))
 
 
 @app.command()
@@ -256,8 +265,9 @@ def export(
     from student.run import Weights, open_run
 
     done = export_run(open_run(run), out, weights=Weights(weights))
-    print(done.words)
-    print(f"{done.card}: recipe, digests, metrics, versions, and how to open the file")
+    print(printable_lines(done.words))
+    card = f"{done.card}: recipe, digests, metrics, versions, and how to open the file"
+    print(printable_lines(card))
 
 
 @app.command()
@@ -360,7 +370,7 @@ def audit_cache(
     import secrets
 
     from teacher_cache.audit import audit, report
-    from teacher_cache.images import rebase
+    from teacher_cache.images import rebase, require_same_numbers
     from teacher_cache.opening import require_same_origin
     from teacher_cache.place import locate
     from teacher_cache.recipe import CacheRecipe, load_recipe
@@ -368,7 +378,10 @@ def audit_cache(
 
     settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
     opened = open_cache(locate(cache))
-    index = rebase(opened.index, data)
+    index = _index(settings, data)
+    if index.digest() != opened.manifest.index_digest:
+        asked, index = index, rebase(opened.index, data)
+        require_same_numbers(index, asked)
     teacher = _teacher(settings, opened.manifest.class_count, device)
     require_same_origin(opened, settings, index, teacher)
     seed = secrets.randbits(32) if seed is None else seed

@@ -21,7 +21,7 @@ from student.loss import SparseTarget
 from student.order import epoch_order
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
-from teacher_cache.errors import MissingRecords
+from teacher_cache.errors import MissingRecords, printable
 from teacher_cache.images import ImagesError
 from teacher_cache.loader import Loader, LoaderSettings, Rendered, Request, rendered
 from teacher_cache.replay import require_same_images, require_same_pixels
@@ -264,7 +264,7 @@ def _require_known_absences(data: TrainingData, slab: Slab) -> None:
     if surprising:
         row = min(surprising)
         raise MissingRecords(
-            f"view {slab.view} of the cache lacks {len(surprising)} images that it had when this "
-            f"run started (first: {data.index.keys[row]}): restore them, or start anew with "
-            "another --out, which leaves them out"
+            f"view {slab.view} of the cache lacks {len(surprising)} images (first: "
+            f"{printable(data.index.keys[row])}) that cache-teacher found unreadable after this "
+            "run had started: run the same command again, which leaves them out from its first step"
         )

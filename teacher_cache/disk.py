@@ -176,7 +176,9 @@ class Disk:
             if status is None or status.st_size != size:
                 raise OSError(
                     errno.EIO,
-                    "a file on disk is shorter than what was written",
+                    "a file that was just put there is gone"
+                    if status is None
+                    else "a file on disk is shorter than what was written",
                     str(self.root / key),
                 )
         for folder in {parts_of(key)[:-1] for key in staged}:

@@ -19,7 +19,7 @@ from teacher_cache.progress import Job, Progress
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.records import BatchRecords, ask, block_of, commit_images
 from teacher_cache.stopwatch import Stopwatch
-from teacher_cache.store import Cache, write_block
+from teacher_cache.store import Cache, require_in_place, write_block
 from teacher_cache.teacher import Teacher
 from teacher_cache.work import Count, Work, take_tiles, tiles_come_free
 
@@ -58,6 +58,7 @@ def fill(
 
     Raises:
         ImagesError: an unreadable image, unless `images.skip_unreadable`.
+        CacheError: the cache was moved, removed or replaced meanwhile.
         WorkerDied: a loader's worker was killed or crashed; committed blocks stay.
         UserError: two batches of a tile do not fit into `loader.memory_mb`.
         OSError, StoreError: the disk or store cannot be written; committed blocks stay.
@@ -86,6 +87,7 @@ def fill(
                 for unfinished in work:
                     unfinished.held.release()
             left = yield from tiles_come_free(count, recipe.storage.views_per_tile)
+        require_in_place(cache)  # what is said to be complete must be there to be read
     except GeneratorExit:
         count.look_now()
         return count.progress(0, pace.written())
@@ -184,6 +186,7 @@ def _commit(
     allowed_unreadable: int,
 ) -> int:
     try:
+        require_in_place(cache)
         commit_images(
             cache, tile.shard, answers, allowed_unreadable=allowed_unreadable, producer=producer
         )

@@ -193,6 +193,52 @@ def list_images(data: Path | str) -> Listing:
     return listing
 
 
+def require_same_numbers(index: ImageIndex, asked: ImageIndex) -> None:
+    """Refuse class folders that a cache numbers otherwise than the user's recipe does.
+
+    Its labels would be wrong, though every record were the teacher's.
+
+    Args:
+        index: the cache's.
+        asked: as `index_images` numbers the same folders for the recipe.
+
+    Raises:
+        ImagesError: naming the first such folder, with both numbers.
+    """
+    theirs = asked.class_ids
+    differing = [name for name, own in index.class_ids.items() if theirs.get(name, own) != own]
+    if differing:
+        name = min(differing, key=os.fsencode)
+        raise ImagesError(
+            f"the cache numbers {several(differing, 'class folder')} otherwise than the recipe: "
+            f"{printable(name)} is class {index.class_ids[name]} in the cache and class "
+            f"{theirs[name]} by the recipe: use the images.class_map or images.class_order that "
+            "the cache was filled with, or fill a new cache"
+        )
+
+
+def require_outside(index: ImageIndex, out: Path) -> None:
+    """Refuse a folder for results that the next listing of the images would take for a class.
+
+    Args:
+        index: of images in a folder; other sources cannot be written into.
+        out: where a job is to write.
+
+    Raises:
+        ImagesError: it lies in the folder of class folders, and in none of them.
+    """
+    data, place = index.root.resolve(), out.resolve()
+    if index.source is not None or data not in place.parents:
+        return
+    top = place.relative_to(data).parts[0]
+    if top not in index.class_ids and not top.startswith("."):
+        raise ImagesError(
+            f"{printable(str(out))} lies inside the data folder {printable(str(index.root))}, "
+            f"where {printable(top)} would count as a class folder from then on: choose an --out "
+            "outside it"
+        )
+
+
 def read_class_map(path: Path) -> dict[str, int]:
     """Read a JSON object from class folder to class id.
 
@@ -279,7 +325,7 @@ def _require_images(listing: Listing, used: Collection[str]) -> None:
     if empty and listing.class_ids is None:
         raise ImagesError(
             f"class folder {printable(str(listing.root / empty[0]))} holds no image "
-            f"(expected {', '.join(sorted(EXTENSIONS))}): fill it or remove it"
+            f"(expected {', '.join(sorted(EXTENSIONS))}): put images into it, or move it elsewhere"
         )
 
 

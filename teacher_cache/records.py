@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teacher_cache.errors import CacheError
+from teacher_cache.errors import CacheError, printable
 from teacher_cache.images import ImageIndex, ImagesError
 from teacher_cache.layout import ROWS_PER_CHECK
 from teacher_cache.ledger import BlockId
@@ -65,8 +65,9 @@ def ask(
 def _fetched(asked: Answers, rows: np.ndarray, index: ImageIndex) -> TopK:
     finite = asked.finite_B.cpu().numpy()
     if not finite.all():
+        first = printable(index.keys[rows[~finite][0]])
         raise CacheError(
-            f"the teacher's logits of {index.keys[rows[~finite][0]]} are not finite: its weights "
+            f"the teacher's logits of {first} are not finite: its weights "
             "or its arithmetic are broken; nothing of this tile was committed"
         )
     return asked.fetch()
@@ -116,9 +117,10 @@ def commit_images(
     if absent and cache.sources.of(shard) is None:
         everywhere = absent | cache.sources.absent_rows()
         if len(everywhere) > allowed_unreadable:
+            first = printable(cache.index.keys[min(absent)])
             raise ImagesError(
                 f"{len(everywhere)} of {cache.layout.rows} images are unreadable, at most "
-                f"{allowed_unreadable} are allowed (first: {cache.index.keys[min(absent)]}): "
+                f"{allowed_unreadable} are allowed (first: {first}): "
                 "repair them, or set images.max_unreadable to a larger share of the images"
             )
     cache.sources.commit(shard, crc, absent, producer)

@@ -8,9 +8,17 @@ from datetime import UTC, datetime
 
 from teacher_cache.arrays import source_shard_key
 from teacher_cache.keys import LOCK_KEY, QUARANTINE, STAGING
-from teacher_cache.ledger import blocks_in, numbers_in, seal, source_key, views_key
+from teacher_cache.ledger import (
+    BlockId,
+    block_key,
+    blocks_in,
+    numbers_in,
+    seal,
+    source_key,
+    views_key,
+)
 from teacher_cache.store import Cache, open_undescribed, restore_descriptions, withdraw_block
-from teacher_cache.verify import Verification, is_named
+from teacher_cache.verify import Verification, checked_block, damage_beside_blocks, is_named
 
 
 def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
@@ -25,11 +33,12 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
     """
     for damage in found.damage:
         cache.store.exists(damage.file)
+    cache = open_undescribed(cache.root)
+    blocks, beside = _still_damaged(cache, found)
     folder = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    beside = {damage.file for damage in found.damage if damage.block is None}
     if LOCK_KEY in beside:  # what is no file is nobody's lock, and stands in everybody's way
         cache.store.quarantine([LOCK_KEY], folder)
-    for block in sorted({damage.block for damage in found.damage if damage.block}):
+    for block in blocks:
         withdraw_block(cache, block, folder)
     shards = numbers_in(beside, "source")
     for shard in sorted(shards):
@@ -49,3 +58,18 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
     mended = open_undescribed(cache.root)
     restore_descriptions(mended)
     return mended, f"{QUARANTINE}/{folder}"
+
+
+def _still_damaged(cache: Cache, found: Verification) -> tuple[list[BlockId], set[str]]:
+    """What is damaged now, of what was found: blocks, and the keys of what is no block.
+
+    Reading a large cache takes hours. What another repair took out meanwhile, and a writer computed
+    anew, is sound and stays.
+    """
+    blocks = sorted({damage.block for damage in found.damage if damage.block})
+    beside = {damage.file for damage in found.damage if damage.block is None}
+    outside = {block_key(block) for block in blocks_in(beside) if checked_block(cache, block)[0]}
+    if beside:
+        keys = set(cache.store.keys("ledger"))
+        beside &= {damage.file for damage in damage_beside_blocks(cache, keys)}
+    return [block for block in blocks if checked_block(cache, block)[0]], beside | outside

@@ -75,8 +75,10 @@ def stage(tree: Tree, data: bytes) -> Held:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         held.release()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(tree.root / held.key)  # which of all disks is full
         raise
     return held
 

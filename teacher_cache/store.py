@@ -144,6 +144,12 @@ def open_undescribed(root: Root) -> Cache:
             f"{root}/{GROUP_KEY} {error.found}: restore it from a copy of this cache"
         ) from None
     if group is None:
+        if any(True for _ in place.keys("ledger")):
+            raise CacheError(
+                f"{root}: the ledger of a cache is there, but not the {GROUP_KEY} that says what "
+                "it was made from: restore that file from a copy of this cache; nothing else tells "
+                "what it held"
+            )
         raise CacheError(
             f"{root}: no cache there; fill one with `cache-teacher RECIPE --data DIR --out {root}`"
         )
@@ -166,7 +172,7 @@ def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
         index = read_index(place, Path(str(root)), rows=manifest.image_count)
     except UnexpectedFolder:
         raise
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # an OSError is an outage, and no damage
         if isinstance(error, CacheError) and not isinstance(error, UnexpectedFile):
             raise
         what = f"{error.key} {error.found}" if isinstance(error, UnexpectedFile) else error
@@ -312,6 +318,25 @@ def _repair(root: Root) -> str:
     return (
         f"run `verify-cache {root} --repair`, then the same cache-teacher command, which computes "
         "what is missing anew"
+    )
+
+
+def require_in_place(cache: Cache) -> None:
+    """Refuse to go on if another cache, or none, lies by now where this one was opened.
+
+    Else records would be committed below a manifest that is not theirs, or below none.
+
+    Raises:
+        CacheError: it was moved, removed or replaced since it was opened.
+    """
+    group = cache.store.read(GROUP_KEY, at_most=MOST_BYTES)
+    if group is not None and Manifest.from_json(group, source=str(cache.root)) == cache.manifest:
+        return
+    what = "was moved or removed" if group is None else "was replaced by another cache"
+    raise CacheError(
+        f"cache {cache.root} {what} while it was filled: put it back and run the same command "
+        "again, or fill a new cache with another --out; no record can be added to what is there "
+        "now"
     )
 
 

@@ -163,6 +163,10 @@ class Tree:
                 os.close(descriptor)
                 descriptor = inner
             yield descriptor
+        except OSError as error:  # of a name that is relative to a descriptor, or of none
+            name = error.filename if isinstance(error.filename, str) else ""
+            error.filename = str(self.root.joinpath(*names, name))
+            raise
         finally:
             os.close(descriptor)
 

@@ -4,7 +4,7 @@ V views, N rows, S rows a shard.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +30,13 @@ from teacher_cache.ledger import (
 )
 from teacher_cache.meaning import Rules, fault_in_checks, fault_in_records
 from teacher_cache.slab import Slab, decoded_block
-from teacher_cache.store import GROUP_KEY, Cache, read_entry, wrong_descriptions
+from teacher_cache.store import (
+    GROUP_KEY,
+    Cache,
+    open_undescribed,
+    read_entry,
+    wrong_descriptions,
+)
 from teacher_cache.teacher_sample import read_sample
 
 _ABSENT = 2**64 - 1
@@ -79,12 +85,14 @@ class Verification:
 def verify(cache: Cache) -> Verification:
     """Read every shard, ledger entry and description of a cache, and compare."""
     keys = list(cache.store.keys())
+    # a listing takes time: of views that were appended meanwhile, every block listed is announced
+    cache = open_undescribed(cache.root)
     grid, named = set(cache.blocks()), blocks_in(keys)
-    damage = list(_damage_beside_blocks(cache, keys))
+    damage = list(damage_beside_blocks(cache, keys))
     size, unannounced = 0, []
     for block, (found, read) in zip(
         sorted(named),
-        cache.store.in_order(partial(_checked_block, cache), sorted(named)),
+        cache.store.in_order(partial(checked_block, cache), sorted(named)),
         strict=True,
     ):
         damage += found
@@ -168,7 +176,7 @@ def spelled(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _checked_block(cache: Cache, block: BlockId) -> tuple[list[Damage], int]:
+def checked_block(cache: Cache, block: BlockId) -> tuple[list[Damage], int]:
     """What is wrong with a block that the ledger names, and the bytes it weighs."""
     if block.shard >= cache.layout.shards:
         return [Damage(block_key(block), "names a block outside the cache")], 0
@@ -254,7 +262,7 @@ def _wrong_chunks(cache: Cache, name: str, data: bytes, block: BlockId) -> str |
     return None
 
 
-def _damage_beside_blocks(cache: Cache, keys: list[str]) -> Iterator[Damage]:
+def damage_beside_blocks(cache: Cache, keys: Collection[str]) -> Iterator[Damage]:
     """Descriptions, views entries, the writers' lock, the sample, and the images' checksums."""
     for key in wrong_descriptions(cache):
         yield Damage(key, "is not what the manifest describes")
@@ -275,7 +283,8 @@ def _damage_beside_blocks(cache: Cache, keys: list[str]) -> Iterator[Damage]:
     if with_records and SAMPLE_KEY not in keys:
         yield Damage(SAMPLE_KEY, "is missing, though the cache has records")
     for shard in sorted(with_records - shards):
-        if shard < cache.layout.shards:
+        # it may have been put after its folder was listed, and its blocks before theirs was
+        if shard < cache.layout.shards and not cache.store.exists(source_key(shard)):
             yield Damage(source_key(shard), "is missing, though the shard has records")
 
 

@@ -1,6 +1,7 @@
 """What a user types, as processes of their own."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -259,7 +260,7 @@ def test_a_full_disk_stops_the_job_and_a_rerun_continues(cli, recipes, scans, tm
         recipe, _ = recipes()
         command = ["cache-teacher", recipe, "--data", scans / "train", "--out", disk / "cache"]
         error = cli(*command, "--set", "views.count=12", check=1).stderr
-        assert "No space left on device" in error
+        assert f"No space left on device: '{disk}/cache/" in error
         assert "nothing already done is lost" in error
         committed = len(open_cache(disk / "cache").blocks()) - len(
             missing_blocks(open_cache(disk / "cache"))
@@ -313,3 +314,38 @@ def test_students_that_cannot_be_built_are_refused(cli, recipes, filled, scans):
 def test_a_failing_record_never_stops_a_job(cli, recipes, scans, url):
     error = caching(cli, recipes, scans / "train", check=0, env={"RETORT_DB": url})
     assert "cache-teacher 100%" in error
+
+
+def test_a_path_that_no_terminal_can_show_is_spelt_out(cli, recipes, scans, tmp_path):
+    """Its bytes are no UTF-8, or are an escape: the job is done all the same, and says so."""
+    cache, student = recipes(schedule__epochs=1)
+    folder = tmp_path / os.fsdecode(b"\xff\x1b[31m")
+    folder.mkdir()
+    data = ("--data", scans / "train")
+    shown = cli("cache-teacher", cache, *data, "--out", folder / "cache").stdout
+    assert "\\udcff\\x1b[31m/cache: 3 views of 90 images, complete" in shown
+    run = ("--val", scans / "val", "--cache", folder / "cache", "--out", folder / "run")
+    shown = cli("train-student", student, *data, *run).stdout
+    assert "\\udcff\\x1b[31m/run: model" in shown
+    shown = cli("export", folder / "run", "--out", folder / "student.safetensors").stdout
+    assert "\\udcff\\x1b[31m/student" in shown
+
+
+def test_nothing_is_written_where_it_would_count_as_a_class_folder(
+    cli, recipes, filled, own_scans, tmp_path
+):
+    cache, student = recipes()
+    data, val = own_scans / "train", own_scans / "val"
+    words = "would count as a class folder from then on: choose an --out outside it"
+    for out in (data / "new", data / "new" / "cache"):
+        command = ("cache-teacher", cache, "--data", data, "--out", out)
+        assert words in cli(*command, check=1).stderr
+    (tmp_path / "link").symlink_to(data)
+    for out in (data / "run", val / "run", tmp_path / "link" / "run"):
+        options = ("--data", data, "--val", val, "--cache", filled.root, "--out", out)
+        assert words in cli("train-student", student, *options, check=1).stderr
+    assert sorted(path.name for path in [*data.iterdir(), *val.iterdir()]) == sorted(
+        2 * [f"digit-{label}" for label in range(3)]
+    )
+    cli("cache-teacher", cache, "--data", data, "--out", data / ".cache")
+    cli("cache-teacher", cache, "--data", data, "--out", data / ".cache")

@@ -24,6 +24,7 @@ from student.recipe import StudentRecipe
 from student.run import start_or_continue
 from student.train import train
 from teacher_cache.errors import MissingRecords, ReplayRefused
+from teacher_cache.fill import fill
 from teacher_cache.images import index_images, rebase
 from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import parse_recipe
@@ -137,3 +138,18 @@ def test_other_pixel_libraries_are_accepted_only_if_the_pixels_are_the_same(
     victim.write_bytes((own_scans / "train" / cache.index.keys[70]).read_bytes())
     with pytest.raises(ReplayRefused, match="its bytes are not those that the teacher read"):
         training(tmp_path, own_scans, cache, accept_pixel_libraries=True)
+
+
+def test_images_that_turn_out_unreadable_later_stop_a_run_that_may_start_again(own_scans, tmp_path):
+    (own_scans / "train" / "digit-2" / "029.png").write_bytes(b"no image")
+    recipe = cache_recipe(images__skip_unreadable=True)
+    index = index_images(own_scans / "train")
+    teacher = build_teacher(recipe, index)
+    cache = open_or_create(tmp_path / "cache", recipe, index, teacher)
+    early = training(tmp_path, own_scans, open_cache(tmp_path / "cache"), follow_timeout_s=60.0)
+    for _ in fill(cache, index, teacher, recipe):
+        pass
+    with pytest.raises(MissingRecords, match="unreadable after this run .*: run the same command"):
+        list(early)
+    list(training(tmp_path, own_scans, open_cache(tmp_path / "cache"), follow_timeout_s=60.0))
+    assert load_checkpoint(tmp_path / "run" / "last.pt").step == 15

@@ -9,8 +9,10 @@ from small import build_teacher, cache_document, cache_recipe, fill_cache, to_to
 from teacher_cache.audit import audit, losses_of_top_k, most_flips
 from teacher_cache.divergence import kl_of_records
 from teacher_cache.errors import CacheError
-from teacher_cache.images import index_images, rebase
+from teacher_cache.fill import fill
+from teacher_cache.images import index_images, read_class_map, rebase
 from teacher_cache.ledger import BlockId, block_key, encode_block
+from teacher_cache.opening import open_or_create
 from teacher_cache.record import TopK
 from teacher_cache.slab import read_slab
 from teacher_cache.store import (
@@ -218,3 +220,24 @@ def test_the_plan_predicts_what_the_cache_will_weigh(cli, filled, scans, tmp_pat
     size = sum(a.nbytes for a in (slab.ids_NK, slab.logp_NK, slab.tail_NT, slab.check))
     assert facts["MB of two slabs in memory"] == pytest.approx(2 * size / 1e6, abs=0.06)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_classes_that_the_recipe_numbers_otherwise_fail_the_audit(
+    cli, filled, scans, recipe_file, tmp_path
+):
+    """Every record may be the teacher's, and every label another class's."""
+    class_map = tmp_path / "map.json"
+    class_map.write_text(json.dumps({"digit-0": 1, "digit-1": 0, "digit-2": 2}))
+    command = ("audit-cache", filled.root, recipe_file, "--data", scans / "train")
+    error = cli(*command, "--set", f"images.class_map={class_map}", check=1).stderr
+    assert "digit-0 is class 0 in the cache and class 1 by the recipe" in error
+    root = tmp_path / "exchanged"
+    index = index_images(scans / "train", class_ids=read_class_map(class_map))
+    recipe = cache_recipe()
+    teacher = build_teacher(recipe, index)
+    for _ in fill(open_or_create(root, recipe, index, teacher), index, teacher, recipe):
+        pass
+    command = ("audit-cache", root, recipe_file, "--data", scans / "train")
+    assert (
+        "digit-0 is class 1 in the cache and class 0 by the recipe" in cli(*command, check=1).stderr
+    )

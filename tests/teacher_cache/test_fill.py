@@ -269,3 +269,22 @@ def test_every_tile_says_where_its_time_went(started):
         assert all(0 <= share <= 1 for share in shares.values())
         assert sum(shares.values()) < 1.001
     assert sum(shares["teacher_share"] for shares in metrics) > 0
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_cache_that_is_taken_away_while_it_is_filled_stops_the_fill(scans, tmp_path, replaced):
+    root, recipe = tmp_path / "cache", cache_recipe()
+    index = index_images(scans / "train")
+    teacher = build_teacher(recipe, index)
+    job = fill(open_or_create(root, recipe, index, teacher), index, teacher, recipe)
+    next(job)
+    root.rename(tmp_path / "moved")
+    words = "was moved or removed while it was filled"
+    if replaced:
+        open_or_create(root, recipe, index, teacher)
+        words = "was replaced by another cache while it was filled"
+    else:
+        root.mkdir()
+    with pytest.raises(CacheError, match=words):
+        list(job)
+    assert not list(root.glob("ledger/[0-9]*/*.json"))

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from teacher_cache.slab import read_slab
 from teacher_cache.staging import stage
 from teacher_cache.store import (
     Block,
+    append_views,
     missing_blocks,
     open_cache,
     open_undescribed,
@@ -23,7 +25,7 @@ from teacher_cache.store import (
     write_block,
 )
 from teacher_cache.tree import Tree
-from teacher_cache.verify import verify
+from teacher_cache.verify import damage_beside_blocks, verify
 
 BLOCK = BlockId(1, 2)
 FILES = ("ids/c.1.2.0", "logp/c.1.2.0", "tail/c.1.2.0", "check/c.1.2", "ledger/1/2.json")
@@ -322,3 +324,61 @@ def test_a_sample_that_was_removed_is_missed(cli, own_cache):
     (own_cache / "ledger/sample.json").unlink()
     done = cli("verify-cache", own_cache, check=1)
     assert "damaged  ledger/sample.json is missing, though the cache has records" in done.stdout
+
+
+def test_a_repair_leaves_what_another_repair_and_a_writer_have_mended_meanwhile(own_cache, filled):
+    cache = open_cache(own_cache)
+    (own_cache / "ids/c.1.2.0").write_bytes(b"")
+    found = verify(cache)
+    repair(cache, found)
+    refill(cache, filled)
+    before = files_of(own_cache)
+    repair(cache, found)  # of what was found hours ago
+    assert files_of(own_cache) == before
+    assert verify(cache).is_sound
+
+
+def test_a_repair_leaves_a_source_entry_that_was_put_back_meanwhile(own_cache):
+    path = own_cache / "ledger/source/1.json"
+    entry = path.read_bytes()
+    path.unlink()
+    cache = open_cache(own_cache)
+    found = verify(cache)
+    path.write_bytes(entry)
+    repair(cache, found)
+    assert path.read_bytes() == entry
+
+
+def test_views_that_are_appended_while_a_cache_is_read_are_no_damage(own_cache, filled):
+    before = open_cache(own_cache)
+    append_views(before, 4)
+    grown = open_cache(own_cache)
+    slab, rows = read_slab(filled, 0), grown.rows(0)
+    part = slice(rows.start, rows.stop)
+    topk = TopK(slab.ids_NK[part], slab.logp_NK[part], slab.tail_NT[part])
+    write_block(grown, Block(BlockId(3, 0), topk, np.zeros(1, np.uint32)), {"host": "test"})
+    found = verify(before)
+    assert (found.damage, found.unannounced) == ((), ())
+    assert {block.view for block in found.missing} == {3}
+
+
+def test_images_that_are_named_while_the_ledger_is_listed_are_not_missing(own_cache):
+    cache = open_cache(own_cache)
+    keys = set(cache.store.keys()) - {"ledger/source/1.json"}
+    assert list(damage_beside_blocks(cache, keys)) == []
+
+
+def test_a_cache_that_has_lost_its_group_is_told_from_no_cache(cli, own_cache):
+    (own_cache / "zarr.json").unlink()
+    error = cli("verify-cache", own_cache, check=1).stderr
+    assert "the ledger of a cache is there, but not the zarr.json" in error
+
+
+def test_an_index_that_cannot_be_reached_is_not_called_damaged(cli, own_cache, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(own_cache / "labels/c.0"))
+
+    monkeypatch.setattr(np, "memmap", fail)
+    error = cli("verify-cache", own_cache, check=1).stderr
+    assert "labels/c.0" in error
+    assert "restore" not in error
