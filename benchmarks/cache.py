@@ -12,7 +12,6 @@ import tarfile
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,7 @@ import torch
 import zarr
 
 from benchmarks import sizes
-from benchmarks.machine import describe
+from benchmarks.machine import describe, versions_of
 from benchmarks.records import cache_of, fill, simulated
 from student.batches import targets_of
 from teacher_cache.encodings import Encoding
@@ -161,23 +160,12 @@ def measure_index(folder: Path, count: int = 100_000) -> None:
         print(f"index of {count:,} {name}: {seconds:.2f} s, {of_cpu:.2f} s of them on the CPU")
 
 
-def codecs() -> str:
-    """Versions of the libraries that encode."""
-    found = []
-    for name in ("numcodecs", "pcodec", "zarrs", "numpy"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"no {name}")
-    return ", ".join(found)
-
-
 def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 320_000
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, zarrs' threads included
     print(describe())
-    print(codecs())
+    print(versions_of("numcodecs", "pcodec", "zarrs", "numpy"))
     teacher_s = teacher_seconds()
     with TemporaryDirectory(prefix="retort-cache-") as name:
         for k in (10, 20, 50):

@@ -5,7 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from teacher_cache.machine import processor
 
@@ -16,6 +16,17 @@ def describe() -> str:
     """One line: processor, cores, Python and the libraries that count."""
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {libraries}"
+
+
+def versions_of(*names: str) -> str:
+    """Versions of further libraries, some of which may be absent."""
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    return ", ".join(found)
 
 
 def interleaved(

@@ -27,7 +27,6 @@ import argparse
 import os
 import shutil
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,7 +35,7 @@ import torch
 
 from benchmarks.formats.contestants import Contestant, contestants, skipped
 from benchmarks.formats.rows import Rows, bytes_below
-from benchmarks.machine import describe
+from benchmarks.machine import describe, versions_of
 from benchmarks.records import CLASSES, simulated
 from teacher_cache.record import TopK
 
@@ -129,17 +128,6 @@ def stored_records(path: Path, rows: int) -> TopK:
     return TopK(ids.astype(np.uint16), logp.astype(np.float16), tail.astype(np.float16))
 
 
-def libraries() -> str:
-    """Versions of what the layouts are written with."""
-    found = []
-    for name in ("numpy", "numcodecs", "pcodec", "pyarrow", "h5py"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"no {name}")
-    return ", ".join(found)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Layouts of a teacher's answers, side by side.")
     parser.add_argument("rows", type=int, nargs="?", default=262_144)
@@ -148,7 +136,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, pyarrow's threads included
-    print(f"{describe()}\n{libraries()}; on one core")
+    layouts = versions_of("numpy", "numcodecs", "pcodec", "pyarrow", "h5py")
+    print(f"{describe()}\n{layouts}; on one core")
     for line in skipped():
         print(line)
     stored = stored_records(asked.records, asked.rows) if asked.records else None

@@ -6,15 +6,14 @@ How writers who cannot lock each other out stay harmless: `Bucket.publish`.
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
+from teacher_cache.ahead import mapped_ahead
 from teacher_cache.errors import CacheError, DamagedRecords, StoreError
 from teacher_cache.keys import MANIFEST, QUARANTINE, is_remnant, no_cache, parts_of
 from teacher_cache.lease import HEARTBEAT_S, LEASE_S, HeldObject, Writer, dead_keys
@@ -173,18 +172,7 @@ class Bucket:
     def in_order(  # noqa: D102
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
-        running: deque[Future[Result]] = deque()
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="store") as pool:
-            try:
-                for item in items:
-                    running.append(pool.submit(function, item))
-                    if len(running) == AT_ONCE:
-                        yield running.popleft().result()
-                while running:
-                    yield running.popleft().result()
-            finally:
-                for future in running:
-                    future.cancel()
+        return mapped_ahead(function, items, threads=AT_ONCE, name="store")
 
     def arrays(self) -> Any:
         """Zarr's own store over obstore; what it reads whole is asked for as patiently as ours."""

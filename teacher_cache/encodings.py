@@ -9,11 +9,10 @@ kept classes' entropy H: the same accuracy where it counts and, beyond, fewer bi
 
 from enum import StrEnum
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from teacher_cache.bounded_codecs import decode_pcodec, decode_zstd, pcodec_missing
+from teacher_cache.bounded_codecs import decode_pcodec, decode_zstd
 
 SCALE = 320
 """Codes to the square root of a nat: 10 bits reach -10.2, 16 bits -41,940, where they stop."""
@@ -110,28 +109,6 @@ def _rounded_down(values: np.ndarray) -> np.ndarray:
 def _rounded_up(values: np.ndarray) -> np.ndarray:
     upper = values + np.abs(values) * _ROUNDING + _LEAST_ROUNDING
     return np.where(np.isinf(values), values, upper)
-
-
-def serializer(encoding: Encoding) -> Any:
-    """Zarr's codec from values to bytes."""
-    from zarr.codecs import BytesCodec
-
-    if encoding is Encoding.PORTABLE:
-        return BytesCodec()
-    try:
-        from zarr.codecs.numcodecs import PCodec
-
-        return PCodec()
-    except ImportError as error:
-        raise pcodec_missing(error) from None
-
-
-def compressors(encoding: Encoding) -> list[Any]:
-    """Zarr's codecs from bytes to bytes; the last is the checksum of every chunk."""
-    from zarr.codecs import Crc32cCodec, ZstdCodec
-
-    # level 9 saves 2% of bytes and costs four times the time
-    return [ZstdCodec(level=3), Crc32cCodec()] if encoding is Encoding.PORTABLE else [Crc32cCodec()]
 
 
 def decode_chunk(name: str, data: bytes, out: np.ndarray, encoding: Encoding) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from teacher_cache.encodings import Encoding
+from teacher_cache.record import FILL_ID
 
 RECORD_ARRAYS = ("ids", "logp", "tail", "check")
 SOURCE_ARRAY = "source"
@@ -18,8 +19,6 @@ ROWS_PER_CHECK = 32
 """Row 32 j + (v mod 32) of view v is checked: 32 views check every image."""
 CHUNK_ROWS = 4096
 """Rows of an inner chunk, where a shard has as many."""
-LARGEST_UINT16_ID = 65_534
-"""Class ids are uint16 up to this one; 65,535 is the fill value."""
 INDEX_BYTES_PER_CHUNK = 16
 """A shard ends in (offset, length) of each of its chunks, and the CRC-32C of those pairs."""
 
@@ -66,7 +65,7 @@ class Layout:
     @property
     def ids_dtype(self) -> "np.dtype[Any]":
         """The type of class ids: the smallest that leaves its largest value for absent rows."""
-        return np.dtype("<u2" if self.class_count <= LARGEST_UINT16_ID + 1 else "<u4")
+        return np.dtype("<u2" if self.class_count <= FILL_ID else "<u4")
 
     def most_bytes(self, name: str) -> int:
         """An upper bound of what one shard of an array weighs on disk.

@@ -5,13 +5,14 @@ from importlib.metadata import version
 
 from teacher_cache.errors import CacheError, ReplayRefused
 from teacher_cache.images import ImageIndex
+from teacher_cache.keys import MANIFEST
 from teacher_cache.manifest import Manifest
 from teacher_cache.pixels import require_pixels_of
 from teacher_cache.place import Root, place_of
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.render import PIXEL_ENGINE, pixel_libraries
 from teacher_cache.sampling import ask_sample, disagreement, require_good
-from teacher_cache.store import GROUP_KEY, Cache, append_views, create_cache, open_cache
+from teacher_cache.store import Cache, append_views, create_cache, open_cache
 from teacher_cache.teacher import Teacher
 from teacher_cache.teacher_sample import TeacherSample, keep_sample, read_sample
 
@@ -45,7 +46,7 @@ def open_or_create(
         CacheError: the cache was made from another recipe, data set, teacher or pixel library.
     """
     manifest = _manifest(recipe, index, teacher)
-    if place_of(root).exists(GROUP_KEY):
+    if place_of(root).exists(MANIFEST):
         cache, sample = open_cache(root), None
     else:
         sample = ask_sample(index, teacher, recipe)

@@ -3,16 +3,16 @@
 V views, N rows (images), K kept classes, T temperatures.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
+from teacher_cache.ahead import mapped_ahead
 from teacher_cache.arrays import decode_shard, shard_key
 from teacher_cache.errors import CacheError, DamagedRecords, MissingRecords
+from teacher_cache.keys import MANIFEST
 from teacher_cache.layout import (
     RECORD_ARRAYS,
     ROWS_PER_CHECK,
@@ -208,18 +208,6 @@ def _verified_ahead(cache: Cache, entries: list[BlockEntry]) -> Iterator[dict[st
     hashlib lets other threads run while it hashes. In a store, `in_order` reads further ahead.
     """
     read = partial(verified_files, cache)
-    if cache.store.path_of("zarr.json") is None:
-        yield from cache.store.in_order(read, entries)
-        return
-    running: deque[Future[dict[str, bytes]]] = deque()
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="hash") as pool:
-        try:
-            for entry in entries:
-                running.append(pool.submit(read, entry))
-                if len(running) > AHEAD:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()
+    if cache.store.path_of(MANIFEST) is None:
+        return cache.store.in_order(read, entries)
+    return mapped_ahead(read, entries, threads=AHEAD, name="hash")

@@ -24,6 +24,7 @@ from teacher_cache.errors import (
 )
 from teacher_cache.images import ImageIndex
 from teacher_cache.index_files import index_documents, index_files, read_index
+from teacher_cache.keys import MANIFEST
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, Layout
 from teacher_cache.ledger import (
     MOST_ENTRY_BYTES,
@@ -44,8 +45,6 @@ from teacher_cache.manifest import MOST_BLOCKS, MOST_BYTES, Manifest
 from teacher_cache.place import Place, Root, place_of
 from teacher_cache.record import TopK
 from teacher_cache.sources import Sources
-
-GROUP_KEY = "zarr.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ def create_cache(root: Root, manifest: Manifest, index: ImageIndex) -> Cache:
     documents = descriptions(manifest.layout(), manifest.parsed_recipe().views.count)
     files = {description_key(name): encoded_description(d) for name, d in documents.items()}
     group = json.dumps(manifest.to_json(), indent=2).encode()
-    place_of(root).create({**files, **index_files(index), GROUP_KEY: group})
+    place_of(root).create({**files, **index_files(index), MANIFEST: group})
     return open_cache(root)
 
 
@@ -138,15 +137,15 @@ def open_undescribed(root: Root) -> Cache:
     """
     place = place_of(root)
     try:
-        group = place.read(GROUP_KEY, at_most=MOST_BYTES)
+        group = place.read(MANIFEST, at_most=MOST_BYTES)
     except UnexpectedFile as error:
         raise CacheError(
-            f"{root}/{GROUP_KEY} {error.found}: restore it from a copy of this cache"
+            f"{root}/{MANIFEST} {error.found}: restore it from a copy of this cache"
         ) from None
     if group is None:
         if any(True for _ in place.keys("ledger")):
             raise CacheError(
-                f"{root}: the ledger of a cache is there, but not the {GROUP_KEY} that says what "
+                f"{root}: the ledger of a cache is there, but not the {MANIFEST} that says what "
                 "it was made from: restore that file from a copy of this cache; nothing else tells "
                 "what it held"
             )
@@ -176,18 +175,17 @@ def _stored_index(root: Root, manifest: Manifest) -> ImageIndex:
         if isinstance(error, CacheError) and not isinstance(error, UnexpectedFile):
             raise
         what = f"{error.key} {error.found}" if isinstance(error, UnexpectedFile) else error
-        raise CacheError(
-            f"{root}: its image index cannot be read ({what}): restore keys, labels, classes and "
-            "class_ids from a copy, or from a new cache that the same cache-teacher command "
-            "starts elsewhere; the records stay"
-        ) from error
+        raise _useless_index(root, f"cannot be read ({what})") from error
     if index.digest() != manifest.index_digest:
-        raise CacheError(
-            f"{root}: its image index is damaged: restore keys, labels, classes and class_ids "
-            "from a copy, or from a new cache that the same cache-teacher command starts "
-            "elsewhere; the records stay"
-        )
+        raise _useless_index(root, "is damaged")
     return index
+
+
+def _useless_index(root: Root, what: str) -> CacheError:
+    return CacheError(
+        f"{root}: its image index {what}: restore keys, labels, classes and class_ids from a copy, "
+        "or from a new cache that the same cache-teacher command starts elsewhere; the records stay"
+    )
 
 
 def _appended(root: Root) -> set[int]:
@@ -329,7 +327,7 @@ def require_in_place(cache: Cache) -> None:
     Raises:
         CacheError: it was moved, removed or replaced since it was opened.
     """
-    group = cache.store.read(GROUP_KEY, at_most=MOST_BYTES)
+    group = cache.store.read(MANIFEST, at_most=MOST_BYTES)
     if group is not None and Manifest.from_json(group, source=str(cache.root)) == cache.manifest:
         return
     what = "was moved or removed" if group is None else "was replaced by another cache"

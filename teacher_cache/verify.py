@@ -16,7 +16,7 @@ from teacher_cache.arrays import chunk_index, shard_key, source_shard_key
 from teacher_cache.descriptions import description_key
 from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile, printable
 from teacher_cache.index_files import INDEX_ARRAYS, chunk_key
-from teacher_cache.keys import LOCK_KEY, QUARANTINE, is_workbench
+from teacher_cache.keys import LOCK_KEY, MANIFEST, QUARANTINE, is_workbench
 from teacher_cache.layout import RECORD_ARRAYS, ROWS_PER_CHECK, SOURCE_ARRAY
 from teacher_cache.ledger import (
     SAMPLE_KEY,
@@ -31,7 +31,6 @@ from teacher_cache.ledger import (
 from teacher_cache.meaning import Rules, fault_in_checks, fault_in_records
 from teacher_cache.slab import Slab, decoded_block
 from teacher_cache.store import (
-    GROUP_KEY,
     Cache,
     open_undescribed,
     read_entry,
@@ -291,7 +290,7 @@ def damage_beside_blocks(cache: Cache, keys: Collection[str]) -> Iterator[Damage
 def _beyond(cache: Cache, keys: list[str], named: set[BlockId]) -> tuple[list[str], list[str]]:
     """Files that belong to nothing: those of the format, and those of strangers."""
     shards = range(cache.layout.shards)
-    known = {GROUP_KEY, SAMPLE_KEY, LOCK_KEY}
+    known = {MANIFEST, SAMPLE_KEY, LOCK_KEY}
     known |= {description_key(name) for name in (*RECORD_ARRAYS, SOURCE_ARRAY, *INDEX_ARRAYS)}
     known |= {chunk_key(name) for name in INDEX_ARRAYS}
     known |= {block_key(block) for block in named}

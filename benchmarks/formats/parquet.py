@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.formats.rows import OpenView, Rows
+from benchmarks.formats.rows import LoadedView, Rows
 from teacher_cache.record import TopK
 
 
@@ -55,17 +55,11 @@ def _columns(records: TopK) -> dict[str, np.ndarray]:
 _KINDS = {"ids": np.uint16, "logp": np.float16, "tail": np.float16}
 
 
-class Reader(OpenView):
+class Reader(LoadedView):
     """Loads the view at the first read."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "view.parquet"
-        self._view: Rows | None = None
-
-    def read_rows(self, rows: np.ndarray) -> Rows:
-        if self._view is None:
-            self._view = self.read_all()
-        return self._view.at(rows)
 
     def read_all(self) -> Rows:
         table = pq.read_table(self._path)

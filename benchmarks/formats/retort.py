@@ -6,10 +6,8 @@ writing a view, and `index_bytes` no part of its bytes.
 
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import records as benchmark_records
-from benchmarks.formats.rows import OpenView, Rows, bytes_below
+from benchmarks.formats.rows import LoadedView, Rows, bytes_below
 from benchmarks.sizes import INDEX
 from teacher_cache.encodings import Encoding
 from teacher_cache.record import TopK
@@ -34,17 +32,11 @@ def index_bytes(folder: Path) -> int:
     return sum(bytes_below(path) if path.is_dir() else path.stat().st_size for path in parts)
 
 
-class Reader(OpenView):
+class Reader(LoadedView):
     """Loads and checks the view at the first read."""
 
     def __init__(self, folder: Path) -> None:
         self._cache = open_cache(folder)
-        self._view: Rows | None = None
-
-    def read_rows(self, rows: np.ndarray) -> Rows:
-        if self._view is None:
-            self._view = self.read_all()
-        return self._view.at(rows)
 
     def read_all(self) -> Rows:
         slab = read_slab(self._cache, 0)

@@ -49,6 +49,17 @@ class OpenView(ABC):
         self.close()
 
 
+class LoadedView(OpenView):
+    """A reader of a layout that gives no row by itself: it loads the view at the first read."""
+
+    _view: Rows | None = None
+
+    def read_rows(self, rows: np.ndarray) -> Rows:
+        if self._view is None:
+            self._view = self.read_all()
+        return self._view.at(rows)
+
+
 def keys(count: int) -> Iterator[str]:
     """Names of images, as ImageNet's are, for the layouts that store them."""
     return (f"n{row % CLASSES:08}/n{row % CLASSES:08}_{row}.JPEG" for row in range(count))

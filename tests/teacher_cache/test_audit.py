@@ -11,7 +11,7 @@ from teacher_cache.divergence import kl_of_records
 from teacher_cache.errors import CacheError
 from teacher_cache.fill import fill
 from teacher_cache.images import index_images, read_class_map, rebase
-from teacher_cache.ledger import BlockId, block_key, encode_block
+from teacher_cache.ledger import BlockId
 from teacher_cache.opening import open_or_create
 from teacher_cache.record import TopK
 from teacher_cache.slab import read_slab
@@ -21,7 +21,6 @@ from teacher_cache.store import (
     committed_blocks,
     missing_blocks,
     open_cache,
-    read_entry,
     withdraw_block,
     write_block,
 )
@@ -111,30 +110,6 @@ def test_one_foreign_block_of_many_is_found_and_named(scans, tmp_path):
         result = audited(cache, scans, records=132, seed=seed, views__count=11)
         assert result.foreign == (f"cache {cache.root}, view 7, rows 32-63",)
         assert not result.passed
-
-
-def test_records_exchanged_with_another_view_and_signed_anew_are_found(own_cache, scans):
-    cache = open_cache(own_cache)
-    for name in ("ids", "logp", "tail"):
-        first, second = (own_cache / name / f"c.{view}.1.0" for view in (0, 1))
-        data = first.read_bytes()
-        first.write_bytes(second.read_bytes())
-        second.write_bytes(data)
-    for view in (0, 1):
-        sign_anew(cache, BlockId(view, 1))
-    result = audited(open_cache(own_cache), scans, records=270)
-    assert not result.passed
-
-
-def sign_anew(cache, block):
-    """Rewrite an entry so that it names the files as they are."""
-    from dataclasses import replace
-
-    from teacher_cache.ledger import StoredFile
-
-    entry = read_entry(cache, block)
-    files = [StoredFile.of(f.key, (cache.root / f.key).read_bytes()) for f in entry.files]
-    (cache.root / block_key(block)).write_bytes(encode_block(replace(entry, files=tuple(files))))
 
 
 def test_exchanged_tails_fail_the_audit_at_their_temperature(scans, tmp_path):

@@ -6,6 +6,7 @@ The cache of these tests has 90 rows in 3 shards, and 3 views.
 import json
 import os
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,19 +20,18 @@ from small import (
     student_document,
     to_toml,
 )
-from test_audit import sign_anew
 from test_disk import odd_file
 from test_verify import contents, files_of
 
 from teacher_cache.audit import audit
 from teacher_cache.fill import fill
 from teacher_cache.images import index_images, rebase
-from teacher_cache.ledger import BlockId, seal
+from teacher_cache.ledger import BlockId, StoredFile, block_key, encode_block, seal
 from teacher_cache.opening import open_or_create
 from teacher_cache.recipe import digest_of
 from teacher_cache.record import TopK
 from teacher_cache.slab import read_slab
-from teacher_cache.store import Block, open_cache, withdraw_block, write_block
+from teacher_cache.store import Block, open_cache, read_entry, withdraw_block, write_block
 
 RECORDS = ("ids", "logp", "tail", "check")
 
@@ -146,6 +146,13 @@ def test_a_shard_of_another_cache_is_found(retort, own_cache, foreign, tmp_path)
     exchange(own_cache / "logp/c.0.0.0", copy / "logp/c.0.0.0")
     assert "view 0, rows 0-31: logp/c.0.0.0 " in retort.verify()
     assert "view 0, rows 0-31: logp/c.0.0.0 " in retort.train()
+
+
+def sign_anew(cache, block):
+    """Rewrite an entry so that it names the files as they are."""
+    entry = read_entry(cache, block)
+    files = [StoredFile.of(f.key, (cache.root / f.key).read_bytes()) for f in entry.files]
+    (cache.root / block_key(block)).write_bytes(encode_block(replace(entry, files=tuple(files))))
 
 
 def test_exchanged_records_that_are_signed_anew_are_found_by_the_audit(retort, own_cache):
