@@ -10,7 +10,7 @@ PYTEST = $(BIN)/python -m pytest $(TESTS) -n auto --maxprocesses 8 --dist loadfi
 setup: .venv/.installed
 
 # uv installs the pinned set several times faster than pip; it is fetched by pip if need be
-.venv/.installed: requirements/all.txt requirements/uv.txt pyproject.toml setup.py $(wildcard teacher_cache/csrc/*)
+.venv/.installed: requirements/all.txt requirements/uv.txt pyproject.toml setup.py $(wildcard teacher_cache/pixels/csrc/*)
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null || \
 	  { echo "Python 3.11 or later is needed, $$($(PYTHON) --version) was found; set PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -45,4 +45,4 @@ lock:
 	requirements/compile.sh
 
 clean:
-	rm -rf .venv build *.egg-info demo-out teacher_cache/*.so
+	rm -rf .venv build *.egg-info demo-out teacher_cache/pixels/*.so

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from service.commands import jobs_app
-from service.project_file import PROJECT_FILE, ProjectFileError, project_defaults
+from service.console.commands import jobs_app
+from service.console.project_file import PROJECT_FILE, ProjectFileError, project_defaults
 from teacher_cache.errors import StoppedTogether, UserError, printable_lines
 
 if TYPE_CHECKING:
     import torch
 
-    from service.recorder import Recorder
-    from service.runner import Job
-    from teacher_cache.images import ImageIndex
-    from teacher_cache.recipe import CacheRecipe
-    from teacher_cache.teacher import Teacher
+    from service.console.runner import Job
+    from service.recording.recorder import Recorder
+    from student.data.training_data import TrainingData
+    from student.recipe import StudentRecipe
+    from teacher_cache.cache.cache import Cache
+    from teacher_cache.images.index import ImageIndex
+    from teacher_cache.recipes.cache_recipe import CacheRecipe
+    from teacher_cache.teacher.networks import Teacher
 
 BLOCKS_LEFT = 3
 """Exit code of a cache-teacher that ended though blocks are missing that nobody has in work."""
@@ -78,6 +81,19 @@ WeightsOption = Annotated[
         help="The moving average, what the optimizer moved last, or the best evaluation's."
     ),
 ]
+NewCacheOption = Annotated[
+    str,
+    typer.Option(
+        metavar="CACHE",
+        help="The cache: a folder, or s3://BUCKET/PREFIX; the same command continues it.",
+    ),
+]
+RankOption = Annotated[
+    int, typer.Option(min=0, envvar="RANK", help="This writer's number; torchrun sets it.")
+]
+WorldSizeOption = Annotated[
+    int, typer.Option(min=1, envvar="WORLD_SIZE", help="How many writers share the work.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -85,49 +101,39 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def cache_teacher(
     recipe: RecipeArgument,
     data: DataOption,
-    out: Annotated[
-        str,
-        typer.Option(
-            metavar="CACHE",
-            help="The cache: a folder, or s3://BUCKET/PREFIX; the same command continues it.",
-        ),
-    ],
+    out: NewCacheOption,
     overrides: OverridesOption = None,
     views: Annotated[
         int | None, typer.Option(min=1, help="The recipe's views.count; more than before appends.")
     ] = None,
-    rank: Annotated[
-        int, typer.Option(min=0, envvar="RANK", help="This writer's number; torchrun sets it.")
-    ] = 0,
-    world_size: Annotated[
-        int, typer.Option(min=1, envvar="WORLD_SIZE", help="How many writers share the work.")
-    ] = 1,
+    rank: RankOption = 0,
+    world_size: WorldSizeOption = 1,
     accept_pixel_libraries: AcceptOption = False,
     accept_teacher_libraries: AcceptTeacherOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
-    from service.recorder import record_job
-    from teacher_cache.fill import fill
-    from teacher_cache.images import require_outside
-    from teacher_cache.opening import open_or_create
-    from teacher_cache.place import locate
-    from teacher_cache.recipe import CacheRecipe, load_recipe
-    from teacher_cache.store import missing_blocks
-    from teacher_cache.teacher_sample import read_sample
-    from teacher_cache.work import unheld_tiles
+    from service.recording.recorder import record_job
+    from teacher_cache.cache.teacher_sample import read_sample
+    from teacher_cache.filling.fill import fill
+    from teacher_cache.filling.opening import open_or_create
+    from teacher_cache.images.index import require_outside
+    from teacher_cache.recipes.cache_recipe import CacheRecipe
+    from teacher_cache.recipes.document import load_recipe
+    from teacher_cache.storage.disk import Disk
+    from teacher_cache.storage.location import locate
 
     if rank >= world_size:
         raise typer.BadParameter(f"got --rank {rank}, expected 0 to {world_size - 1}")
-    root = locate(out)
+    place = locate(out)
     changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
     index = _index(settings, data)
-    if isinstance(root, Path):
-        require_outside(index, root)
+    if isinstance(place, Disk):
+        require_outside(index, place.root)
     teacher = _teacher(settings, index.class_count, device)
     cache = open_or_create(
-        root,
+        place,
         settings,
         index,
         teacher,
@@ -146,18 +152,27 @@ def cache_teacher(
         images_per_unit=1,
     )
     job = fill(cache, index, teacher, settings, rank=rank, world_size=world_size)
-    left = {"zarr.json": root / "zarr.json"} if isinstance(root, Path) else {}
-    _run(job, recorder, left, shown=True)
+    artifacts = {"zarr.json": place.root / "zarr.json"} if isinstance(place, Disk) else {}
+    _run(job, recorder, artifacts, shown=True)
+    _tell_what_is_missing(cache, settings)
+
+
+def _tell_what_is_missing(cache: "Cache", settings: "CacheRecipe") -> None:
+    """Print how full a cache is; the exit code says if blocks are left that nobody has in work."""
+    from teacher_cache.cache.blocks import missing_blocks
+    from teacher_cache.filling.tiles import unheld_tiles
+
     missing = len(missing_blocks(cache))
     state = f"{missing} blocks are still with other writers" if missing else "complete"
     if missing and unheld_tiles(cache, settings.storage.views_per_tile):
         state = f"{missing} blocks are missing, and no living writer has them in work"
         print(
-            printable_lines(f"cache {root}: {state}: run the same command again"), file=sys.stderr
+            printable_lines(f"cache {cache.place}: {state}: run the same command again"),
+            file=sys.stderr,
         )
         raise SystemExit(BLOCKS_LEFT)
-    held = f"{cache.view_count} views of {len(index)} images"
-    print(printable_lines(f"cache {root}: {held}, {state}"))
+    holds = f"{cache.view_count} views of {len(cache.index)} images"
+    print(printable_lines(f"cache {cache.place}: {holds}, {state}"))
 
 
 @app.command()
@@ -185,30 +200,18 @@ def train_student(
     Several GPUs: torchrun --nproc-per-node N cli.py train-student ...; each takes its share of
     every batch.
     """
-    from service.recorder import record_job
-    from service.terminal import spell
-    from student.data import plain_data, replayed_data
+    from service.console.terminal import spell
+    from service.recording.recorder import record_job
     from student.ranks import joined
     from student.recipe import StudentRecipe
-    from student.run import start_together
-    from student.train import train
-    from teacher_cache.images import index_images, rebase, require_outside
-    from teacher_cache.place import locate
-    from teacher_cache.recipe import load_recipe
-    from teacher_cache.store import open_cache
+    from student.training.start import start_together
+    from student.training.train import train
+    from teacher_cache.images.index import index_images, require_outside
+    from teacher_cache.recipes.document import load_recipe
 
     settings = load_recipe(recipe, StudentRecipe, overrides=overrides or (), package="student")
-    if cache is None:
-        training = plain_data(settings, index_images(data))
-    else:
-        opened = open_cache(locate(cache))
-        training = replayed_data(
-            settings,
-            rebase(opened.index, data),
-            opened,
-            follow_timeout_s=follow_timeout_s if follow else None,
-            accept_pixel_libraries=accept_pixel_libraries,
-        )
+    patience_s = follow_timeout_s if follow else None
+    training = _training_data(settings, cache, data, patience_s, accept=accept_pixel_libraries)
     validation = index_images(val, class_ids=training.index.class_ids)
     for images in (training.index, validation):
         require_outside(images, out)
@@ -235,6 +238,32 @@ def train_student(
     print(printable_lines(f"run {out}: {figures}"))
 
 
+def _training_data(
+    settings: "StudentRecipe",
+    cache: str | None,
+    data: str,
+    patience_s: float | None,
+    *,
+    accept: bool,
+) -> "TrainingData":
+    """The images to train on: as a cache's teacher saw them, or without a cache."""
+    from student.data.training_data import plain_data, replayed_data
+    from teacher_cache.cache.cache import open_cache
+    from teacher_cache.images.index import index_images, rebase
+    from teacher_cache.storage.location import locate
+
+    if cache is None:
+        return plain_data(settings, index_images(data))
+    opened = open_cache(locate(cache))
+    return replayed_data(
+        settings,
+        rebase(opened.index, data),
+        opened,
+        follow_timeout_s=patience_s,
+        accept_pixel_libraries=accept,
+    )
+
+
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
@@ -244,9 +273,10 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure top-1 and top-5 of a run's weights, as trained and folded."""
-    from student.evaluate import evaluate_run
-    from student.run import Weights, open_run
-    from teacher_cache.images import index_images
+    from student.results.evaluate import evaluate_run
+    from student.runs.run import open_run
+    from student.runs.weights import Weights
+    from teacher_cache.images.index import index_images
 
     opened = open_run(run)
     validation = index_images(val, class_ids=opened.class_ids)
@@ -261,8 +291,9 @@ def export(
     weights: WeightsOption = "averaged",
 ) -> None:
     """Fold a run's weights into plain convolutions; write them, and a model card beside them."""
-    from student.export import export as export_run
-    from student.run import Weights, open_run
+    from student.results.export import export as export_run
+    from student.runs.run import open_run
+    from student.runs.weights import Weights
 
     done = export_run(open_run(run), out, weights=Weights(weights))
     print(printable_lines(done.words))
@@ -284,7 +315,7 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """Parameters, multiply-adds and speed of students, measured here, beside published figures."""
-    from student.survey import survey, table
+    from student.models.survey import survey, table
     from teacher_cache.machine import processor
 
     measured = survey(names or (), timed=latency)
@@ -303,9 +334,9 @@ def inspect_cache(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a cache holds: teacher, views, how far it is filled, bytes a record."""
-    from teacher_cache.inspection import inspect
-    from teacher_cache.place import locate
-    from teacher_cache.store import open_cache
+    from teacher_cache.cache.cache import open_cache
+    from teacher_cache.storage.location import locate
+    from teacher_cache.verification.inspection import inspect
 
     _show(inspect(open_cache(locate(cache))), as_json=as_json)
 
@@ -322,10 +353,10 @@ def verify_cache(
     as_json: JsonOption = False,
 ) -> None:
     """Check every byte of a cache against its ledger; exit code 0 if it is whole, else 1."""
-    from teacher_cache.place import locate
-    from teacher_cache.repair import repair as repair_cache
-    from teacher_cache.store import open_undescribed
-    from teacher_cache.verify import report, spelled, verify
+    from teacher_cache.cache.cache import open_undescribed
+    from teacher_cache.storage.location import locate
+    from teacher_cache.verification.repair import repair as repair_cache
+    from teacher_cache.verification.verify import report, spelled, verify
 
     opened = open_undescribed(locate(cache))
     started = time.monotonic()
@@ -341,7 +372,7 @@ def verify_cache(
             "moved": found.quarantined - before,
         }
         if found.quarantined > before:
-            facts["quarantine"] = f"{opened.root}/{folder}"
+            facts["quarantine"] = f"{opened.place}/{folder}"
     if as_json:
         _show(facts, as_json=True)
     else:
@@ -369,12 +400,13 @@ def audit_cache(
     """
     import secrets
 
-    from teacher_cache.audit import audit, report
-    from teacher_cache.images import rebase, require_same_numbers
-    from teacher_cache.opening import require_same_origin
-    from teacher_cache.place import locate
-    from teacher_cache.recipe import CacheRecipe, load_recipe
-    from teacher_cache.store import open_cache
+    from teacher_cache.cache.cache import open_cache
+    from teacher_cache.filling.opening import require_same_origin
+    from teacher_cache.images.index import rebase, require_same_numbers
+    from teacher_cache.recipes.cache_recipe import CacheRecipe
+    from teacher_cache.recipes.document import load_recipe
+    from teacher_cache.storage.location import locate
+    from teacher_cache.verification.audit import audit, report
 
     settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
     opened = open_cache(locate(cache))
@@ -399,8 +431,9 @@ def plan_cache(
     device: DeviceOption = "auto",
 ) -> None:
     """Predict a cache from a real sample: records, bytes, the teacher's hours, memory."""
-    from teacher_cache.plan import plan
-    from teacher_cache.recipe import CacheRecipe, load_recipe
+    from teacher_cache.filling.plan import plan
+    from teacher_cache.recipes.cache_recipe import CacheRecipe
+    from teacher_cache.recipes.document import load_recipe
 
     settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
     index = _index(settings, data)
@@ -434,10 +467,10 @@ def bench_data(
 ) -> None:
     """Measure images/s by workers and stage, against the installed timm and torchvision."""
     from student.recipe import StudentRecipe
-    from student.speed import data_speed
-    from teacher_cache.images import index_images
-    from teacher_cache.recipe import load_recipe
-    from teacher_cache.throughput import table
+    from student.speed.step_speed import data_speed
+    from student.speed.throughput import table
+    from teacher_cache.images.index import index_images
+    from teacher_cache.recipes.document import load_recipe
 
     settings = None
     if recipe is not None:
@@ -485,9 +518,9 @@ def serve(
     ] = None,
 ) -> None:
     """Answer HTTP queries about jobs; runs without torch."""
-    from service.app import serve as serve_http
-    from service.database import StoreRefusedError
-    from service.security import AccessRefusedError
+    from service.records.database import StoreRefusedError
+    from service.web.app import serve as serve_http
+    from service.web.security import AccessRefusedError
 
     try:
         serve_http(host, port, token_file=token_file, allowed_hosts=tuple(allow_host or ()))
@@ -529,7 +562,7 @@ def main() -> None:
 
 def _run(job: "Job", recorder: "Recorder", artifacts: Mapping[str, Path], *, shown: bool) -> None:
     """Drain a job into its record; leave with its exit code if it was stopped before its end."""
-    from service.runner import run_job
+    from service.console.runner import run_job
 
     code = run_job(job, recorder, artifacts, shown=shown, stopped_together=StoppedTogether)
     if code is not None:
@@ -537,7 +570,7 @@ def _run(job: "Job", recorder: "Recorder", artifacts: Mapping[str, Path], *, sho
 
 
 def _index(settings: "CacheRecipe", data: str) -> "ImageIndex":
-    from teacher_cache.images import index_images, read_class_map, require_clear_order
+    from teacher_cache.images.index import index_images, read_class_map, require_clear_order
 
     images, section = settings.images, settings.teacher
     class_ids = read_class_map(images.class_map) if images.class_map else None
@@ -549,7 +582,7 @@ def _index(settings: "CacheRecipe", data: str) -> "ImageIndex":
 
 
 def _teacher(settings: "CacheRecipe", class_count: int, device: str) -> "Teacher":
-    from teacher_cache.teacher import load_teacher
+    from teacher_cache.teacher.networks import load_teacher
 
     return load_teacher(
         settings.teacher,
@@ -575,7 +608,7 @@ def _device(name: str) -> "torch.device":
 
 
 def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
-    from service.terminal import spell_lines
+    from service.console.terminal import spell_lines
 
     # facts and messages may repeat what a stranger has written into a cache
     print(json.dumps(facts, indent=1) if as_json else printable_lines(spell_lines(facts)))

@@ -3,7 +3,7 @@
     python -m benchmarks.accuracy [OUT.png]        (three minutes on one core)
 
 Published top-1 on ImageNet over multiply-adds, and over the latency of one image on one CPU
-thread. Accuracies are their sources' (`student.published`), none is measured here; a phone's
+thread. Accuracies are their sources' (`student.models.published`), none is measured here; a phone's
 latency cannot be measured here either, so the paper's one figure stands in words.
 """
 
@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.machine import describe
-from student.published import in_units
-from student.survey import Measured, survey, table
+from student.models.published import in_units
+from student.models.survey import Measured, survey, table
 from teacher_cache.machine import processor
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "accuracy.png"

@@ -16,12 +16,14 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.machine import describe
-from student.evaluate import evaluation_of
-from student.export import export
-from student.run import load_network, open_run
-from teacher_cache.images import index_images
-from teacher_cache.loader import Request, rendered
-from teacher_cache.normalize import Normalization
+from student.results.export import export
+from student.runs.run import open_run
+from student.runs.weights import load_network
+from student.training.evaluation import evaluation_of
+from teacher_cache.images.index import index_images
+from teacher_cache.loading.loader import rendered
+from teacher_cache.loading.renderers import Request
+from teacher_cache.teacher.normalize import Normalization
 
 
 def main() -> None:

@@ -23,16 +23,15 @@ import zarr
 from benchmarks import sizes
 from benchmarks.machine import describe, versions_of
 from benchmarks.records import cache_of, fill, simulated
-from student.batches import targets_of
-from teacher_cache.encodings import Encoding
-from teacher_cache.images import index_images
-from teacher_cache.layout import RECORD_ARRAYS
-from teacher_cache.recipe import TeacherSection
-from teacher_cache.record import TopK
-from teacher_cache.slab import Slab, read_slab
-from teacher_cache.store import Cache
-from teacher_cache.teacher import load_teacher
-from teacher_cache.verify import verify
+from student.data.batches import targets_of
+from teacher_cache.cache.cache import Cache
+from teacher_cache.cache.slab import Slab, read_slab
+from teacher_cache.format.layout import RECORD_ARRAYS
+from teacher_cache.images.index import index_images
+from teacher_cache.recipes.cache_recipe import TeacherSection
+from teacher_cache.record import Encoding, TopK
+from teacher_cache.teacher.networks import load_teacher
+from teacher_cache.verification.verify import verify
 
 BATCH = 2_048
 GPU_RATE = 5_000
@@ -92,7 +91,7 @@ def slab_load(cache: Cache) -> float:
         setting = {"codec_pipeline.path": pipeline, "codec_pipeline.strict": True}
         with warnings.catch_warnings(), zarr.config.set(setting):
             warnings.simplefilter("ignore")
-            arrays = [zarr.open_array(cache.root / name, mode="r") for name in RECORD_ARRAYS]
+            arrays = [zarr.open_array(cache.place.root / name, mode="r") for name in RECORD_ARRAYS]
         # a range of views: for a single one zarrs falls back, which strict refuses
         contestants[name] = lambda arrays=arrays: [array[0:1] for array in arrays]
     seconds = dict.fromkeys(contestants, float("inf"))

@@ -18,15 +18,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe
-from teacher_cache.fill import fill
-from teacher_cache.images import ImageIndex, index_images
-from teacher_cache.loader import LoaderSettings, Request, ViewRenderer, rendered
-from teacher_cache.opening import open_or_create
-from teacher_cache.recipe import CacheRecipe, parse_recipe
-from teacher_cache.slab import read_slab
-from teacher_cache.store import Block, Cache, create_cache, write_block
-from teacher_cache.teacher import Teacher, load_teacher
-from teacher_cache.topk import TopK
+from teacher_cache.cache.blocks import Block, write_block
+from teacher_cache.cache.cache import Cache, create_cache
+from teacher_cache.cache.slab import read_slab
+from teacher_cache.filling.fill import fill
+from teacher_cache.filling.opening import open_or_create
+from teacher_cache.images.index import ImageIndex, index_images
+from teacher_cache.loading.loader import LoaderSettings, rendered
+from teacher_cache.loading.renderers import Request, ViewRenderer
+from teacher_cache.recipes.cache_recipe import CacheRecipe
+from teacher_cache.recipes.document import parse_recipe
+from teacher_cache.storage.disk import Disk
+from teacher_cache.teacher.answers import TopK
+from teacher_cache.teacher.networks import Teacher, load_teacher
 
 BATCH = 16
 CLASSES = 1_000
@@ -76,7 +80,7 @@ def rendering_s(index: ImageIndex, recipe: CacheRecipe) -> float:
 
 def writing_s(cache: Cache, folder: Path) -> float:
     """Encode and commit the same records once more, in a cache of their own."""
-    copy = create_cache(folder / "copy", cache.manifest, cache.index)
+    copy = create_cache(Disk(folder / "copy"), cache.manifest, cache.index)
     for shard in range(cache.layout.shards):
         source = cache.sources.of(shard)
         copy.sources.commit(shard, source.crc, source.absent_rows, {})
@@ -105,7 +109,7 @@ def main(images: int = 48, model: str = "beitv2_base_patch16_224") -> None:
         plain.members, plain.class_count, plain.weights_sha256, plain.device, seconds=[]
     )
     with TemporaryDirectory(prefix="retort-fill-") as name:
-        cache = open_or_create(Path(name) / "cache", recipe, index, teacher)
+        cache = open_or_create(Disk(Path(name) / "cache"), recipe, index, teacher)
         started = time.perf_counter()
         for _ in fill(cache, index, teacher, recipe):
             pass

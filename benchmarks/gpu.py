@@ -24,19 +24,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe
-from student.batches import MicroBatch, batches, plan_run
-from student.data import plain_data
-from student.feed import fed
+from student.data.batches import MicroBatch, batches
+from student.data.plan import plan_run
+from student.data.prefetch import fed
+from student.data.training_data import plain_data
 from student.loss import SparseTarget
-from student.models import ModelError
+from student.models.build import ModelError
+from student.models.size import multiply_adds
 from student.recipe import StudentRecipe
-from student.size import multiply_adds
-from student.trainee import Trainee
-from teacher_cache.images import index_images
-from teacher_cache.loader import LoaderSettings
-from teacher_cache.recipe import TeacherSection, parse_recipe
+from student.training.trainee import Trainee
+from teacher_cache.images.index import index_images
+from teacher_cache.loading.loader import LoaderSettings
+from teacher_cache.recipes.cache_recipe import TeacherSection
+from teacher_cache.recipes.document import parse_recipe
 from teacher_cache.stopwatch import Stopwatch
-from teacher_cache.teacher import load_teacher
+from teacher_cache.teacher.networks import load_teacher
 
 CLASSES, K = 1000, 20
 BEIT = "beitv2_base_patch16_224.in1k_ft_in22k_in1k"

@@ -23,10 +23,11 @@ import google_crc32c
 
 from benchmarks.machine import describe
 from benchmarks.records import cache_of, fill, simulated
-from teacher_cache.layout import RECORD_ARRAYS
-from teacher_cache.ledger import BlockEntry, BlockId
-from teacher_cache.slab import decoded_block, read_slab
-from teacher_cache.store import Cache, read_entry
+from teacher_cache.cache.blocks import read_entry
+from teacher_cache.cache.cache import Cache
+from teacher_cache.cache.slab import decoded_block, read_slab
+from teacher_cache.format.layout import RECORD_ARRAYS
+from teacher_cache.storage.ledger import BlockEntry, BlockId
 
 DIGESTS: dict[str, Callable[[bytes], object]] = {
     "none": len,
@@ -55,7 +56,7 @@ def files_of(
     """A block's bytes by array, each file hashed."""
     found = {}
     for file in entry.files:
-        data = cache.store.read(file.key, at_most=file.size)
+        data = cache.place.read(file.key, at_most=file.size)
         if data is None:
             raise FileNotFoundError(file.key)
         digest(data)

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import describe
-from student.order import epoch_order
-from teacher_cache.disk import Disk
-from teacher_cache.images import ImageIndex, in_order
-from teacher_cache.index_files import index_files, read_index
-from teacher_cache.listing import Listing
+from student.data.shuffle import epoch_order
+from teacher_cache.cache.index_files import index_files, read_index
+from teacher_cache.images.index import ImageIndex, in_order
+from teacher_cache.images.source import Listing
+from teacher_cache.storage.disk import Disk
 
 RANKS = 8
 

@@ -13,11 +13,11 @@ import timm
 import torch
 
 from benchmarks.machine import describe, interleaved, print_ratios
-from student.batches import MicroBatch
+from student.data.batches import MicroBatch
 from student.loss import SparseTarget
 from student.recipe import StudentRecipe
-from student.trainee import Trainee
-from teacher_cache.recipe import parse_recipe
+from student.training.trainee import Trainee
+from teacher_cache.recipes.document import parse_recipe
 
 CLASSES, K, MICRO_BATCH = 1000, 20, 16
 TEACHER = "beitv2_base_patch16_224.in1k_ft_in22k_in1k"

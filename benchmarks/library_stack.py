@@ -18,11 +18,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.machine import describe, interleaved, print_ratios
 from benchmarks.pixels import SIZE, Sample
-from teacher_cache.geometry import crop_box, erase_box
-from teacher_cache.noise import noise_pixels
-from teacher_cache.ops import FILL, Pixels, step_of
-from teacher_cache.proof import proved_engine
-from teacher_cache.views import View
+from teacher_cache.pixels.ops import FILL, Pixels, step_of
+from teacher_cache.pixels.selftest import proved_engine
+from teacher_cache.views.geometry import crop_box, erase_box
+from teacher_cache.views.noise import noise_pixels
+from teacher_cache.views.view import View
 
 LEVELS = np.arange(256)
 SMOOTH = np.float32([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13

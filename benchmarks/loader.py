@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import describe
-from teacher_cache.images import index_images
-from teacher_cache.loader import LoaderSettings, rendered
-from teacher_cache.renderers import Marks, Request, ViewRenderer
-from teacher_cache.views import ViewPolicy
+from teacher_cache.images.index import index_images
+from teacher_cache.loading.loader import LoaderSettings, rendered
+from teacher_cache.loading.renderers import Marks, Request, ViewRenderer
+from teacher_cache.views.policy import ViewPolicy
 
 SIZE, BATCH, REPEATS = 224, 64, 7
 SECONDS = 3.0

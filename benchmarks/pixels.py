@@ -1,7 +1,7 @@
 """One core, encoded JPEG -> augmented uint8 pixels at 224 px: Retort's views against the peers'.
 
 The peers are timm's own training transform and torchvision's v2 transforms on the same images with
-the same augmentations (teacher_cache/peers.py says how they are set). Without the compiled engine
+the same augmentations (student/speed/peers.py says how they are set). Without the compiled engine
 Pillow makes the same pixels: a third line. Contestants take turns; medians.
 """
 
@@ -14,16 +14,17 @@ import google_crc32c
 import torch
 
 from benchmarks.machine import describe, interleaved
-from teacher_cache.engine import PILLOW, Engine
-from teacher_cache.geometry import erase_box
-from teacher_cache.images import index_images
-from teacher_cache.noise import noise_pixels
-from teacher_cache.ops import apply_op
-from teacher_cache.peers import timm_pipeline, torchvision_pipeline
-from teacher_cache.proof import proved_engine
-from teacher_cache.render import Picture, decode_image, render
-from teacher_cache.resize import Pixels, resize_crop
-from teacher_cache.views import View, ViewPolicy, sample_view
+from student.speed.peers import timm_pipeline, torchvision_pipeline
+from teacher_cache.images.index import index_images
+from teacher_cache.pixels.engine import PILLOW, Engine
+from teacher_cache.pixels.ops import apply_op
+from teacher_cache.pixels.render import Picture, decode_image, render
+from teacher_cache.pixels.resize import Pixels, resize_crop
+from teacher_cache.pixels.selftest import proved_engine
+from teacher_cache.views.geometry import erase_box
+from teacher_cache.views.noise import noise_pixels
+from teacher_cache.views.policy import ViewPolicy
+from teacher_cache.views.view import View, sample_view
 
 IMAGES, SIZE, REPEATS = 60, 224, 15
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe
-from service.database import open_database, sqlite_url
-from service.recorder import Recorder, record_job
+from service.recording.recorder import Recorder, record_job
+from service.records.database import open_database, sqlite_url
 
 BLOCK = 20
 

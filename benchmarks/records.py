@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher_cache.encodings import Encoding
-from teacher_cache.images import ImageIndex
-from teacher_cache.manifest import Manifest
-from teacher_cache.recipe import CacheRecipe, parse_recipe
-from teacher_cache.record import TopK
-from teacher_cache.slab import read_slab
-from teacher_cache.store import Block, Cache, create_cache, missing_blocks, write_block
-from teacher_cache.topk import top_k
+from teacher_cache.cache.blocks import Block, missing_blocks, write_block
+from teacher_cache.cache.cache import Cache, create_cache
+from teacher_cache.cache.slab import read_slab
+from teacher_cache.format.manifest import Manifest
+from teacher_cache.images.index import ImageIndex
+from teacher_cache.recipes.cache_recipe import CacheRecipe
+from teacher_cache.recipes.document import parse_recipe
+from teacher_cache.record import Encoding, TopK
+from teacher_cache.storage.disk import Disk
+from teacher_cache.teacher.answers import top_k
 
 CLASSES = 1_000
 PART = 4_096
@@ -89,7 +91,7 @@ def cache_of(
         pixel_libraries={},
         versions={},
     )
-    cache = create_cache(root, manifest, index)
+    cache = create_cache(Disk(root), manifest, index)
     for shard in range(cache.layout.shards):
         crc = np.array(cache.rows(shard), np.uint32) * np.uint32(2_654_435_761)
         cache.sources.commit(shard, crc, frozenset(), {})

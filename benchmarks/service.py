@@ -18,18 +18,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.database import sqlite_url
 from service.jobs import State, job_id
-from service.series import Point
-from service.store import open_store
+from service.records.database import sqlite_url
+from service.records.job_store import open_store
+from service.records.series import Point
 
 CONNECTIONS = 8
 POINTS = 100_000
-SERVE = "import sys; from service.app import serve; serve(port=0, url=sys.argv[1])"
+SERVE = "import sys; from service.web.app import serve; serve(port=0, url=sys.argv[1])"
 WRITE = """
 import sys, time
-from service.outbox import Pace
-from service.recorder import record_job
+from service.recording.outbox import Pace
+from service.recording.recorder import record_job
 pace = Pace(write_s=0.05)
 with record_job(sys.argv[1], kind="train-student", unit="steps", pace=pace) as job:
     print(job.job_id, flush=True)

@@ -24,10 +24,12 @@ from benchmarks.records import (
     simulated,
     simulated_logits,
 )
-from teacher_cache.encodings import Encoding, kl_cost
-from teacher_cache.slab import read_slab
-from teacher_cache.store import open_cache
-from teacher_cache.topk import TopK
+from teacher_cache.cache.cache import open_cache
+from teacher_cache.cache.slab import read_slab
+from teacher_cache.format.encodings import kl_cost
+from teacher_cache.record import Encoding
+from teacher_cache.storage.disk import Disk
+from teacher_cache.teacher.answers import TopK
 
 INDEX = ("keys", "labels", "classes", "class_ids")
 
@@ -48,7 +50,7 @@ def report(name: str, topk: TopK, truth_BL: torch.Tensor, classes: int) -> None:
     for encoding in Encoding:
         with TemporaryDirectory(prefix="retort-sizes-") as folder:
             cache = fill(cache_of(Path(folder) / "cache", topk, encoding, classes), topk)
-            found = weights_of(cache.root)
+            found = weights_of(cache.place.root)
             slab = read_slab(cache, 0)
         part = slice(0, len(truth_BL))
         kl = mean_kl(truth_BL, shown(slab.logp_NK[part], slab.tail_NT[part, :1]))
@@ -73,7 +75,7 @@ def main(rows: int, caches: list[Path]) -> None:
     truth = dense(simulated_logits(min(PART, rows), 0), topk.ids_BK[:PART])
     report("simulated", topk, truth, 1_000)
     for path in caches:
-        cache = open_cache(path)
+        cache = open_cache(Disk(path))
         name = cache.manifest.recipe["teacher"]["model"]
         kept = cache.manifest.parsed_recipe().topk.k
         for k in (k for k in (5, 10, 20, 50) if k <= kept):

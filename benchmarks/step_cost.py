@@ -11,10 +11,10 @@ import sys
 import torch
 
 from benchmarks.machine import describe, interleaved, print_ratios
-from student.batches import MicroBatch
+from student.data.batches import MicroBatch
 from student.recipe import StudentRecipe
-from student.trainee import Trainee
-from teacher_cache.recipe import parse_recipe
+from student.training.trainee import Trainee
+from teacher_cache.recipes.document import parse_recipe
 
 ROWS, CLASSES = 16, 1000
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from student.metrics import read_metrics
+from student.runs.metrics import read_metrics
+from teacher_cache.cache.cache import open_cache
 from teacher_cache.errors import UserError
-from teacher_cache.inspection import inspect
-from teacher_cache.store import open_cache
+from teacher_cache.storage.disk import Disk
+from teacher_cache.verification.inspection import inspect
 
 VALIDATION_IMAGES = 500
 STUDENT_IMAGES_A_CLASS = 20
@@ -190,7 +191,7 @@ def report(out: Path, *, seconds: float, cache_seconds: float) -> str:
 def _cost_of_the_teacher(
     out: Path, summaries: Mapping[str, Mapping[str, Any]], cache_seconds: float
 ) -> list[str]:
-    cache = inspect(open_cache(out / "cache"))
+    cache = inspect(open_cache(Disk(out / "cache")))
     student, teacher = summaries[DISTILLED], summaries["teacher"]
     online = student["images"] * seconds_an_image(teacher["model"], out / "teacher.safetensors")
     return [

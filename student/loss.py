@@ -3,7 +3,7 @@
     L = (1 - alpha) CE(z, y) + alpha tau^2 KL(q_tau || s_tau)
 
 GhostNetV3 (arXiv 2404.11202), eq. 3 and 4, with the teacher's q known on its k best
-classes and in total (`teacher_cache.topk`). No [B, C] matrix of the teacher is built.
+classes and in total (`teacher_cache.teacher.answers`). No [B, C] matrix of the teacher is built.
 
 Shapes: B rows, K kept classes, C classes.
 """

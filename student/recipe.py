@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from student.loss import Tail
-from student.reparam import ReparamSpec
-from teacher_cache.model_arguments import PlainArguments, StudentArguments, StudentName
-from teacher_cache.recipe import PositiveInt, Section
-from teacher_cache.views import ViewPolicy
+from student.models.reparam import ReparamSpec
+from teacher_cache.recipes.document import PositiveInt, Section
+from teacher_cache.recipes.model_arguments import PlainArguments, StudentArguments, StudentName
+from teacher_cache.views.policy import ViewPolicy
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

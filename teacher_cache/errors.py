@@ -19,8 +19,19 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-class UserError(ValueError):
-    """A mistake or mishap outside the code: the command line prints its message, no traceback."""
+def repair_advice(place: object) -> str:
+    """What to do about something damaged in the cache at a place."""
+    return (
+        f"run `verify-cache {place} --repair`, then the same cache-teacher command, which puts "
+        "back what is missing"
+    )
+
+
+class UserError(Exception):
+    """A mistake or mishap outside the code: the command line prints its message, no traceback.
+
+    It is no ValueError, so that whoever expects damaged bytes does not catch an advice instead.
+    """
 
     exit_code = 1
 

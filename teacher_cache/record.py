@@ -4,11 +4,18 @@ Shapes: B rows, K kept classes, T temperatures.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
 LOWEST_LOGP = -65504.0
 """The lowest finite float16, in nats: lower log-probabilities are stored as this."""
+
+ROWS_PER_CHECK = 32
+"""Row 32 j + (v mod 32) of view v is checked: 32 views check every image."""
+
+CHUNK_ROWS = 4096
+"""Rows of an inner chunk, where a shard has as many."""
 
 FILL_ID = 65535
 """The `ids` array's fill value: a uint16 class id must stay below it."""
@@ -24,3 +31,24 @@ class TopK:
     """float16: logit minus the row's logsumexp over all C classes, at temperature 1."""
     tail_BT: np.ndarray
     """float16: per temperature tau, logsumexp of logp / tau over the C - K other classes."""
+
+
+class Encoding(StrEnum):
+    """Which codecs make the bytes of a record's chunk."""
+
+    DEFAULT = "default"
+    """pcodec and CRC-32C: small, and the fastest to read."""
+    PORTABLE = "portable"
+    """Little-endian bytes, zstd, CRC-32C: only codecs that every Zarr v3 reader knows."""
+    COMPACT = "compact"
+    """As default, with logp in steps of its square root: the smallest, and not exact."""
+
+
+def checked_rows(view: int, rows: range) -> np.ndarray:
+    """int64: which of some rows have their pixels' CRC-32 in view `view`'s `check` array.
+
+    Args:
+        view: the number of the view.
+        rows: consecutive rows from a multiple of `ROWS_PER_CHECK` on, such as a shard's.
+    """
+    return np.arange(rows.start + view % ROWS_PER_CHECK, rows.stop, ROWS_PER_CHECK)

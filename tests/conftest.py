@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from small import cache_recipe, cli_environment, command, fill_cache
 
 from cli import main
-from teacher_cache.encodings import Encoding
+from teacher_cache.record import Encoding
 
 
 def pytest_collection_modifyitems(items):
@@ -85,7 +85,7 @@ def encoded(filled, scans, tmp_path_factory):
 @pytest.fixture
 def own_cache(filled, tmp_path):
     """The folder of a full cache that a test may damage."""
-    return Path(shutil.copytree(filled.root, tmp_path / "cache"))
+    return Path(shutil.copytree(filled.place.root, tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

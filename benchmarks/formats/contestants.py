@@ -9,8 +9,7 @@ from pathlib import Path
 
 from benchmarks.formats import mds, retort, tinyvit
 from benchmarks.formats.rows import OpenView
-from teacher_cache.encodings import Encoding
-from teacher_cache.record import TopK
+from teacher_cache.record import Encoding, TopK
 
 
 def _nothing(folder: Path, records: TopK) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from benchmarks import records as benchmark_records
 from benchmarks.formats.rows import LoadedView, Rows, bytes_below
 from benchmarks.sizes import INDEX
-from teacher_cache.encodings import Encoding
-from teacher_cache.record import TopK
-from teacher_cache.slab import read_slab
-from teacher_cache.store import open_cache
+from teacher_cache.cache.cache import open_cache
+from teacher_cache.cache.slab import read_slab
+from teacher_cache.record import Encoding, TopK
+from teacher_cache.storage.disk import Disk
 
 
 def prepare(encoding: Encoding, folder: Path, records: TopK) -> None:
@@ -22,7 +22,7 @@ def prepare(encoding: Encoding, folder: Path, records: TopK) -> None:
 
 def write(folder: Path, records: TopK) -> None:
     """Every block of a view, flushed to the disk and committed."""
-    benchmark_records.fill(open_cache(folder), records)
+    benchmark_records.fill(open_cache(Disk(folder)), records)
 
 
 def index_bytes(folder: Path) -> int:
@@ -36,7 +36,7 @@ class Reader(LoadedView):
     """Loads and checks the view at the first read."""
 
     def __init__(self, folder: Path) -> None:
-        self._cache = open_cache(folder)
+        self._cache = open_cache(Disk(folder))
 
     def read_all(self) -> Rows:
         slab = read_slab(self._cache, 0)

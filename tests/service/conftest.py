@@ -15,18 +15,17 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from repository import REPOSITORY
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
-from service.app import create_app
-from service.database import sqlite_url
 from service.jobs import JobRecord, job_id
-from service.outbox import Pace
-from service.recorder import Recorder, record_job
-from service.schema import metadata
-from service.store import JobStore, open_store
-
-REPOSITORY = Path(__file__).parents[2]
+from service.recording.outbox import Pace
+from service.recording.recorder import Recorder, record_job
+from service.records.database import sqlite_url
+from service.records.job_store import JobStore, open_store
+from service.records.schema import metadata
+from service.web.app import create_app
 
 
 @pytest.fixture

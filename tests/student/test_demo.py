@@ -9,7 +9,8 @@ from cli import app
 from student.demo import Step, run, steps, write_digits
 from student.recipe import StudentRecipe
 from teacher_cache.errors import UserError
-from teacher_cache.recipe import CacheRecipe, load_recipe
+from teacher_cache.recipes.cache_recipe import CacheRecipe
+from teacher_cache.recipes.document import load_recipe
 
 
 def test_students_have_twenty_scans_a_class_of_their_teachers_and_none_that_validates(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from student.loss import Loss, SparseTarget, Tail, distillation_loss
-from teacher_cache.topk import top_k
+from teacher_cache.teacher.answers import top_k
 
 seeds = st.integers(0, 2**31)
 taus = st.sampled_from([1.0, 2.0, 4.0])

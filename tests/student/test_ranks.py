@@ -13,17 +13,18 @@ import time
 import numpy as np
 import pytest
 import torch
-from small import CPU, REPOSITORY, cli_environment, student_document, to_toml
+from repository import REPOSITORY
+from small import CPU, cli_environment, student_document, to_toml
 
-from student.checkpoint import load_checkpoint
-from student.data import replayed_data
-from student.metrics import read_metrics
+from student.data.training_data import replayed_data
 from student.ranks import ALONE, Ranks, RanksError, joined
 from student.recipe import StudentRecipe
-from student.run import start_or_continue
-from student.train import train
-from teacher_cache.images import index_images, rebase
-from teacher_cache.recipe import parse_recipe
+from student.runs.checkpoint import load_checkpoint
+from student.runs.metrics import read_metrics
+from student.training.start import start_or_continue
+from student.training.train import train
+from teacher_cache.images.index import index_images, rebase
+from teacher_cache.recipes.document import parse_recipe
 
 
 @pytest.mark.parametrize(("rows", "count"), [(16, 1), (16, 2), (24, 3), (7, 7)])
@@ -127,7 +128,7 @@ def torchrun(tmp_path, scans, filled):
             [
                 sys.executable, "-m", "torch.distributed.run", "--standalone",
                 "--nproc-per-node", str(count), REPOSITORY / "cli.py", "train-student", recipe,
-                "--cache", filled.root, "--data", scans / "train", "--val", scans / "val",
+                "--cache", filled.place.root, "--data", scans / "train", "--val", scans / "val",
                 "--out", tmp_path / out, "--device", "cpu",
             ],
             cwd=tmp_path, env=cli_environment(tmp_path), stdout=subprocess.PIPE,

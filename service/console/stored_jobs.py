@@ -1,0 +1,71 @@
+"""`cli.py jobs` without a service: the records themselves, said as the service says them."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from service.console.job_source import JobSourceError, Json
+from service.jobs import IllegalTransitionError, Periods, State
+from service.records.database import default_url
+from service.records.job_store import open_store
+from service.web.answers import (
+    events_answer,
+    job_answer,
+    job_row,
+    jobs_answer,
+    ranks_answer,
+)
+from service.web.conditional import cursor_after, job_before
+
+T = TypeVar("T")
+
+
+class StoredJobs:
+    """The jobs on record at `url`, RETORT_DB or the default file if None."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self._store = open_store(default_url() if url is None else url)
+        self._periods = Periods()
+
+    def jobs(self, *, limit: int, **filters: Any) -> Json:
+        """Return a page of jobs."""
+        cursor = filters.pop("cursor", None)
+        before = None if cursor is None else job_before(cursor)
+        state = filters.pop("state", None)
+        if state is not None:
+            filters["state"] = State(state)
+        page = self._store.list(limit=limit, cursor=before, **filters)
+        following = None if page.next_cursor is None else cursor_after(page.next_cursor)
+        return _json(jobs_answer(page, self._periods, following))
+
+    def job(self, job_id: str) -> Json:
+        """Return one job in full."""
+        return _json(job_answer(self._found(job_id, self._store.get), self._periods))
+
+    def ranks(self, job_id: str) -> list[Json]:
+        """Return a job's ranks in order."""
+        found = self._found(job_id, self._store.ranks)
+        return list(_json(ranks_answer(found, self._periods))["ranks"])
+
+    def events(self, job_id: str) -> list[Json]:
+        """Return what happened to a job, oldest first."""
+        return list(_json(events_answer(self._found(job_id, self._store.events), 0))["events"])
+
+    def cancel(self, job_id: str) -> Json:
+        """Ask a job to stop; return it."""
+        try:
+            job = self._found(job_id, self._store.request_cancel)
+        except IllegalTransitionError as error:
+            raise JobSourceError(f"the job has ended: it is {error.current}") from None
+        return _json(job_row(job, self._periods))
+
+    def _found(self, job_id: str, read: Callable[[str], T | None]) -> T:
+        found = read(job_id)
+        if found is None:
+            raise JobSourceError(f"got {job_id!r}, expected a job's id: see 'jobs ls'")
+        return found
+
+
+def _json(answer: BaseModel) -> Json:
+    return answer.model_dump(mode="json")

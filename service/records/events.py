@@ -1,0 +1,95 @@
+"""What happened to a job, in the order in which it was stored: states, warnings, checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Double, bindparam, insert, select, type_coerce
+
+from service.records.schema import Instant, database_now, events_table, insert_or_not
+
+_e = events_table.c
+
+
+class EventKind(StrEnum):
+    """What an event tells of."""
+
+    STATE = "state"
+    WARNING = "warning"
+    CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as it is stored."""
+
+    id: int
+    time: datetime
+    kind: EventKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An event that a job's process tells of itself; `number` is the process's own count."""
+
+    number: int
+    kind: EventKind
+    text: str
+    age_s: float = 0.0
+    """How long ago it happened."""
+
+
+def add_state(connection: Connection, job_id: str, text: str) -> None:
+    """Store that a job's state changed, in the transaction that changes it."""
+    connection.execute(
+        insert(events_table).values(
+            job=job_id, time=database_now(), kind=EventKind.STATE.value, text=text
+        )
+    )
+
+
+def add_said(connection: Connection, job_id: str, rank: int, said: Sequence[Said]) -> None:
+    """Store what a rank said; what it said before is left alone.
+
+    The caller's transaction has written the job's own row before: its lock makes the events of one
+    job be stored in the order of their ids, so that a reader who asks for what came after the last
+    id that it saw misses none.
+    """
+    if not said:
+        return
+    happened = type_coerce(
+        type_coerce(database_now(), Double) - bindparam("age_s", type_=Double), Instant
+    )
+    names = ("job", "rank", "number", "kind", "text")
+    values: dict[str, Any] = {name: bindparam(f"p_{name}") for name in names}
+    new = insert_or_not(connection, events_table).values(**values, time=happened)
+    connection.execute(
+        new.on_conflict_do_nothing(),
+        [
+            {
+                "p_job": job_id,
+                "p_rank": rank,
+                "p_number": one.number,
+                "p_kind": one.kind.value,
+                "p_text": one.text,
+                "age_s": one.age_s,
+            }
+            for one in said
+        ],
+    )
+
+
+def read_events(connection: Connection, job_id: str, after: int, limit: int) -> tuple[Event, ...]:
+    """Return up to `limit` events of a job whose id is above `after`, oldest first."""
+    query = (
+        select(_e.id, _e.time, _e.kind, _e.text)
+        .where(_e.job == job_id, _e.id > after)
+        .order_by(_e.id)
+        .limit(limit)
+    )
+    return tuple(
+        Event(row.id, row.time, EventKind(row.kind), row.text) for row in connection.execute(query)
+    )

@@ -1,0 +1,56 @@
+"""How many steps a run has, and which share of each batch a rank shows."""
+
+from dataclasses import dataclass
+
+from student.data.training_data import TrainingData
+from student.ranks import ALONE, Ranks
+from student.recipe import StudentRecipe
+from teacher_cache.images.index import ImagesError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many steps there are, and which rows each shows."""
+
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    micro_batch: int
+    seed: int
+    ranks: Ranks = ALONE
+    """Who of how many this process is: it shows its own share of every batch."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """This rank's forward passes of one optimizer step."""
+        return self.batch_size // (self.micro_batch * self.ranks.count)
+
+
+def plan_run(recipe: StudentRecipe, data: TrainingData, ranks: Ranks = ALONE) -> Plan:
+    """Cut every epoch into whole batches; the few rows left over differ from epoch to epoch.
+
+    Raises:
+        ImagesError: fewer images than one batch.
+        RanksError: a batch that the ranks cannot share.
+    """
+    batch_size = recipe.optimizer.batch_size
+    if len(data.rows) < batch_size:
+        raise ImagesError(
+            f"optimizer.batch_size is {batch_size}, the data holds {len(data.rows)} images: "
+            f"set it to {len(data.rows)} or less"
+        )
+    return Plan(
+        epochs=recipe.schedule.epochs,
+        steps_per_epoch=len(data.rows) // batch_size,
+        batch_size=batch_size,
+        micro_batch=ranks.micro_batch(
+            batch_size=batch_size, micro_batch=recipe.optimizer.micro_batch
+        ),
+        seed=recipe.run.seed,
+        ranks=ranks,
+    )

@@ -1,0 +1,83 @@
+"""Batches from the host to the device, ahead of the step that needs them.
+
+B images of a micro-batch, K kept classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from student.data.batches import MicroBatch
+from student.loss import SparseTarget
+from teacher_cache.stopwatch import Stopwatch
+
+StepBatches = Sequence[MicroBatch]
+
+
+def fed(
+    stream: Iterator[StepBatches], device: torch.device, watch: Stopwatch
+) -> Iterator[StepBatches]:
+    """The stream's batches on the device, in order.
+
+    On CUDA a stream of its own copies a batch while the step before it is still computed: steps are
+    launched, not waited for, so this is asked for the next batch long before the device is free. On
+    the CPU batches pass as they are. Tensors of a batch are good until the next one is asked for.
+
+    Args:
+        stream: from `student.data.batches.batches`; an empty batch means that the cache is
+            waited for.
+        device: the student's.
+        watch: counts under `data_wait` how long the stream was waited for, under `copy` what
+            pinning and starting the copies took.
+    """
+    copier = torch.cuda.Stream(device) if device.type == "cuda" else None
+    while True:
+        # What the loader is let go of here may be written to once the stream that is current has
+        # come so far: the copier's, which waits for no step.
+        with watch.during("data_wait"), _current(copier):
+            batches = next(stream, None)
+        if batches is None:
+            return
+        if copier is None:
+            yield batches
+            continue
+        with watch.during("copy"):
+            copied = _copied(batches, device, copier)
+        torch.cuda.current_stream(device).wait_stream(copier)
+        del batches
+        yield copied
+
+
+def _current(copier: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    return nullcontext() if copier is None else torch.cuda.stream(copier)
+
+
+def _copied(
+    batches: StepBatches, device: torch.device, copier: torch.cuda.Stream
+) -> list[MicroBatch]:
+    consumer = torch.cuda.current_stream(device)
+
+    def sent(tensor: Tensor) -> Tensor:
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        there = pinned.to(device, non_blocking=True)
+        there.record_stream(consumer)  # its memory is not used again before the step has used it
+        return there
+
+    with torch.cuda.stream(copier):
+        return [
+            replace(
+                batch,
+                pixels_BHWC=sent(batch.pixels_BHWC),
+                labels_B=sent(batch.labels_B),
+                target=batch.target
+                and SparseTarget(
+                    sent(batch.target.ids_BK),
+                    sent(batch.target.logp_BK),
+                    sent(batch.target.tail_B),
+                ),
+            )
+            for batch in batches
+        ]

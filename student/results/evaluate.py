@@ -1,0 +1,47 @@
+"""Top-1 and top-5 of a network on centre crops.
+
+B images, C classes.
+"""
+
+from typing import Any
+
+import torch
+
+from student.models.reparam import fold
+from student.runs.run import Run
+from student.runs.weights import Weights, kept, network_of, saved_state, standing
+from student.training.evaluation import evaluate, evaluation_of
+from teacher_cache.images.index import ImageIndex
+from teacher_cache.teacher.normalize import Normalization
+
+
+def evaluate_run(
+    run: Run,
+    validation: ImageIndex,
+    device: torch.device,
+    weights: Weights = Weights.AVERAGED,
+) -> dict[str, Any]:
+    """Facts by name: accuracy of a run's weights, as trained and folded, and how far it got.
+
+    Raises:
+        WeightsError: the run has no checkpoint.
+        ImagesError: an image that cannot be read.
+    """
+    saved = saved_state(run, weights)
+    network = network_of(run, saved, weights).to(device)
+    folded = fold(network)
+    evaluation = evaluation_of(
+        run.recipe, validation, size=run.size, interpolation=run.interpolation
+    )
+    trained, plain = evaluate([network, folded], evaluation, Normalization.of(network, device))
+    return {
+        "run": str(run.folder),
+        "model": run.recipe.student.model,
+        "weights": str(kept(run, weights)),
+        "standing": standing(run, saved),
+        "images": len(validation),
+        "top1": round(trained.top1, 4),
+        "top5": round(trained.top5, 4),
+        "folded_top1": round(plain.top1, 4),
+        "folded_top5": round(plain.top5, 4),
+    }

@@ -1,0 +1,90 @@
+"""A run is started, or continued by the same command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from student.data.training_data import TrainingData
+from student.ranks import Ranks
+from student.recipe import StudentRecipe
+from student.runs.run import Run, RunError, open_run
+from teacher_cache.durable import write_atomic
+from teacher_cache.images.index import ImageIndex
+
+
+def start_or_continue(
+    folder: Path, recipe: StudentRecipe, data: TrainingData, validation: ImageIndex
+) -> Run:
+    """Create the run's folder, or check that it holds a run of the same recipe and data.
+
+    A run that never saved a state may start over with another recipe: nothing is lost by it.
+
+    Raises:
+        RunError: the folder holds another run, or something else.
+    """
+    run = Run(
+        folder=folder,
+        recipe=recipe,
+        data_digest=data.digest() | {"validation images": validation.digest()},
+        class_ids=dict(data.index.class_ids),
+        class_count=data.class_count,
+        size=data.renderer.size,
+        interpolation=data.renderer.interpolation,
+        steps=len(data.rows) // recipe.optimizer.batch_size * recipe.schedule.epochs,
+    )
+    if run.last.exists():
+        differing = _differences(open_run(folder), run)
+        if differing:
+            raise RunError(
+                f"{folder} holds another run: " + "; ".join(differing) + ": start the same command "
+                "to continue it, choose another --out, or `evaluate` what it trained"
+            )
+        return run
+    started = (folder / "run.json").exists()
+    if folder.exists() and any(folder.iterdir()) and not started:
+        raise RunError(f"{folder} is not empty and holds no run: choose another --out, or empty it")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "run.json", json.dumps(run.to_json(), indent=1).encode())
+    return run
+
+
+def start_together(
+    folder: Path, recipe: StudentRecipe, data: TrainingData, validation: ImageIndex, ranks: Ranks
+) -> Run:
+    """`start_or_continue` on the first rank; the others open what it started.
+
+    Raises:
+        RunError: as there, or a rank that sees other data or not the first rank's folder.
+        RankLost: another rank has ended.
+    """
+    if ranks.is_first:
+        run = start_or_continue(folder, recipe, data, validation)
+        ranks.agree()
+        return run
+    ranks.agree()
+    run = open_run(folder)
+    own = data.digest() | {"validation images": validation.digest()}
+    if run.data_digest != own or run.recipe != recipe:
+        raise RunError(
+            f"rank {ranks.number} sees another recipe, other data or another run in {folder} than "
+            "rank 0: give all ranks the same command, and folders that all hosts share"
+        )
+    return run
+
+
+def _differences(there: Run, here: Run) -> list[str]:
+    mine, theirs = _flat(there), _flat(here)
+    return [
+        f"{name}: {mine.get(name)} there, {theirs.get(name)} asked for"
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name)
+    ]
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    settings = {
+        f"{section}.{key}": value
+        for section, table in run.recipe.identity().items()
+        for key, value in table.items()
+    }
+    return settings | {name: digest[:16] for name, digest in run.data_digest.items()}

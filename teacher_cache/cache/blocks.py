@@ -1,0 +1,136 @@
+"""The blocks of a cache: which of them the ledger names, and how one is read, written, withdrawn.
+
+K kept classes, S rows a shard.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from teacher_cache.cache.cache import Cache
+from teacher_cache.errors import (
+    DamagedRecords,
+    repair_advice,
+)
+from teacher_cache.format.arrays import encode_shard, shard_key
+from teacher_cache.format.descriptions import descriptions
+from teacher_cache.format.encodings import stored_logp
+from teacher_cache.format.layout import RECORD_ARRAYS
+from teacher_cache.record import TopK
+from teacher_cache.storage.ledger import (
+    MOST_ENTRY_BYTES,
+    BlockEntry,
+    BlockId,
+    StoredFile,
+    block_key,
+    blocks_in,
+    decode_block,
+    encode_block,
+)
+from teacher_cache.storage.place import Place
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """The records of one block, rows in order."""
+
+    id: BlockId
+    topk: TopK
+    check: np.ndarray
+    """uint32 [ceil(rows / 32)] CRC-32 of the checked rows' pixels."""
+
+
+def is_committed(place: Place, block: BlockId) -> bool:
+    """Whether the ledger names the block."""
+    return place.exists(block_key(block))
+
+
+def committed_blocks(place: Place) -> set[BlockId]:
+    """Every block that the ledger names."""
+    return blocks_in(place.keys("ledger"))
+
+
+def missing_blocks(cache: Cache) -> list[BlockId]:
+    """The blocks that the ledger lacks, in filling order."""
+    committed = committed_blocks(cache.place)
+    return [block for block in cache.blocks() if block not in committed]
+
+
+def complete_views(cache: Cache) -> list[int]:
+    """The views whose blocks the ledger names, every one."""
+    incomplete = {block.view for block in missing_blocks(cache)}
+    return [view for view in range(cache.view_count) if view not in incomplete]
+
+
+def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
+    """The entry of a block, or None where it is not committed.
+
+    Raises:
+        DamagedRecords: an entry that is damaged, or another cache's.
+    """
+    key = block_key(block)
+    data = cache.place.read(key, at_most=MOST_ENTRY_BYTES)
+    if data is None:
+        return None
+    try:
+        entry = decode_block(data, block)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedRecords(
+            f"ledger entry {cache.place}/{key} is damaged ({error}): {repair_advice(cache.place)}"
+        ) from None
+    if entry.owner != cache.owner:
+        raise DamagedRecords(
+            f"ledger entry {cache.place}/{key} belongs to another cache "
+            f"({entry.owner.cache_id[:8]}, this one is {cache.owner.cache_id[:8]}): its records "
+            f"were copied here from there: {repair_advice(cache.place)}"
+        )
+    expected = {shard_key(name, block) for name in RECORD_ARRAYS}
+    if {file.key for file in entry.files} != expected:
+        raise DamagedRecords(
+            f"ledger entry {cache.place}/{key} names other files than those of its block: "
+            f"{repair_advice(cache.place)}"
+        )
+    return entry
+
+
+def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
+    """Commit one block: encode its files, publish them, name them in the ledger.
+
+    Any number of processes may write the same block: the first one's records stay, whole.
+
+    Returns:
+        How many bytes the files have; 0 where the block was committed before.
+
+    Raises:
+        ValueError: records of another shape than the block's rows, or of images that no source
+            entry names yet.
+        OSError, StoreError: it cannot be written; nothing is committed then.
+    """
+    shard = block.id.shard
+    rows = cache.rows(shard)
+    if len(block.topk.ids_BK) != len(rows):
+        raise ValueError(f"got {len(block.topk.ids_BK)} records, expected {len(rows)}")
+    source = cache.sources.of(shard)
+    if source is None:
+        raise ValueError(f"no source entry names the images of shard {shard}: commit it first")
+    if is_committed(cache.place, block.id):
+        return 0
+    documents = descriptions(cache.layout, cache.view_count)
+    logp = stored_logp(block.topk.logp_BK, cache.layout.encoding)
+    values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check)
+    entries = (rows, rows, rows, cache.layout.checks_of(shard))
+    files = {
+        shard_key(name, block.id): encode_shard(documents[name], name, block.id, own, value)
+        for name, own, value in zip(RECORD_ARRAYS, entries, values, strict=True)
+    }
+    stored = tuple(StoredFile.of(key, data) for key, data in files.items())
+    entry = BlockEntry(cache.owner, block.id, stored, source.sha256, producer, {})
+    cache.place.publish(block_key(block.id), encode_block(entry), files)
+    return sum(file.size for file in stored)
+
+
+def withdraw_block(cache: Cache, block: BlockId, folder: str) -> None:
+    """Take a block out, into quarantine, so that the next cache-teacher computes it anew."""
+    files = [shard_key(name, block) for name in RECORD_ARRAYS]
+    cache.place.withdraw(block_key(block), files, folder)

@@ -1,0 +1,111 @@
+"""What a cache will cost, predicted from a few real batches: records, bytes, hours, memory.
+
+B rows of a batch, V views, N rows.
+"""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from teacher_cache.cache.blocks import committed_blocks, read_entry
+from teacher_cache.cache.slab import AHEAD
+from teacher_cache.filling.fill import fill
+from teacher_cache.filling.opening import open_or_create
+from teacher_cache.images.index import ImageIndex
+from teacher_cache.recipes.cache_recipe import CacheRecipe
+from teacher_cache.recipes.document import parse_recipe
+from teacher_cache.storage.disk import Disk
+from teacher_cache.teacher.networks import Teacher
+
+SAMPLE_BATCHES = 4
+"""Batches of the teacher's that are computed and encoded, besides one to warm up."""
+
+
+def plan(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> dict[str, Any]:
+    """Fill a small cache from an even sample of the images, and scale it up.
+
+    Raises:
+        ImagesError, CacheError: as `fill` does.
+    """
+    batch = recipe.teacher.batch_size
+    count = min(len(index), SAMPLE_BATCHES * batch)
+    rows = np.linspace(0, len(index) - 1, count).astype(np.int64)
+    _teacher_seconds(teacher, recipe, batches=1)  # warm up
+    teacher_s = _teacher_seconds(teacher, recipe, batches=SAMPLE_BATCHES) / SAMPLE_BATCHES / batch
+    bytes_a_record, fill_s = _sample(recipe, index.take(rows), teacher)
+    records = len(index) * recipe.views.count
+    block_rows = min(recipe.storage.rows_per_shard, len(index))
+    mb_of_slabs = 2 * slab_bytes(recipe, len(index)) / 1e6
+    figures = {
+        "bytes a record": bytes_a_record,
+        "GB": bytes_a_record * records / 1e9,
+        "teacher, images a second": 1 / teacher_s,
+        "teacher, hours": teacher_s * records / 3600,
+        "one process with decoding, hours": fill_s * records / 3600,
+        "MB to read an epoch": bytes_a_record * len(index) / 1e6,
+        "MB/s to read at 5,000 images a second": bytes_a_record * 5_000 / 1e6,
+        "MB of two slabs in memory": mb_of_slabs,
+        "MB of records in a host's memory, at most": reading_bytes(
+            recipe, len(index), bytes_a_record * block_rows
+        )
+        / 1e6,
+    }
+    return {
+        "images": len(index),
+        "views": recipe.views.count,
+        "records": records,
+        "sample": count,
+        "device": teacher.device.type,
+        **{name: float(f"{value:.3g}") for name, value in figures.items()},
+    }
+
+
+def slab_bytes(recipe: CacheRecipe, rows: int) -> int:
+    """What one view's records weigh in memory; a host holds two, this epoch's and the next.
+
+    Its ranks share them. While the next one is read, one block's compressed bytes are there, too.
+    """
+    return rows * (4 * recipe.topk.k + 2 * len(recipe.topk.temperatures)) + rows // 8
+
+
+def reading_bytes(recipe: CacheRecipe, rows: int, block_bytes: float) -> float:
+    """What reading epoch after epoch weighs in memory, at most, besides a process's own.
+
+    Two slabs; while one is read, a block that is decoded, those that threads hash ahead of it, and
+    one that was just handed over; and the images' checksums.
+    """
+    return 2 * slab_bytes(recipe, rows) + (AHEAD + 2) * block_bytes + 4 * rows
+
+
+def _teacher_seconds(teacher: Teacher, recipe: CacheRecipe, *, batches: int) -> float:
+    size = recipe.views.size
+    pixels_BHWC = torch.zeros((recipe.teacher.batch_size, size, size, 3), dtype=torch.uint8)
+    started = time.perf_counter()
+    for _ in range(batches):
+        teacher.logits(pixels_BHWC).cpu()
+    return time.perf_counter() - started
+
+
+def _sample(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> tuple[float, float]:
+    """Bytes and seconds a record of one view of these images, filled for real."""
+    document = recipe.model_dump(mode="json")
+    document["views"]["count"] = 1
+    document["storage"]["rows_per_shard"] = min(
+        recipe.storage.rows_per_shard, -(-len(index) // 32) * 32
+    )
+    if len(index) > 4096:
+        document["storage"]["rows_per_shard"] = 4096
+    small = parse_recipe(document, CacheRecipe, source="the sample")
+    with TemporaryDirectory(prefix="retort-plan-") as folder:
+        cache = open_or_create(Disk(Path(folder) / "cache"), small, index, teacher)
+        started = time.perf_counter()
+        for _ in fill(cache, index, teacher, small):
+            pass
+        seconds = time.perf_counter() - started
+        entries = [read_entry(cache, block) for block in committed_blocks(cache.place)]
+        size = sum(file.size for entry in entries if entry for file in entry.files)
+    return size / len(index), seconds / len(index)

@@ -1,0 +1,176 @@
+"""Who does what: the tiles that the ledger lacks, taken one by one by whoever is free.
+
+B rows of a batch, G views of a tile.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from teacher_cache.cache.blocks import committed_blocks, is_committed, missing_blocks
+from teacher_cache.cache.cache import Cache
+from teacher_cache.loading.renderers import Request
+from teacher_cache.progress import Progress
+from teacher_cache.recipes.cache_recipe import CacheRecipe
+from teacher_cache.storage.ledger import BlockId
+from teacher_cache.storage.place import Claim
+
+_TRIED_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One shard of rows under several views: the unit of work, so that one decode serves all."""
+
+    shard: int
+    views: tuple[int, ...]
+
+
+def missing_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
+    """What the ledger lacks, cut into tiles, lower views first."""
+
+    def place(block: BlockId) -> tuple[int, int]:
+        return block.view // views_per_tile, block.shard
+
+    blocks = sorted(missing_blocks(cache), key=place)
+    return [
+        Tile(shard, tuple(sorted(block.view for block in group)))
+        for (_, shard), group in groupby(blocks, key=place)
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """A tile that this process holds, what is missing of it, and its batches."""
+
+    held: Claim
+    shard: int
+    views: tuple[int, ...]
+    requests: list[Request]
+
+
+def take_tiles(cache: Cache, recipe: CacheRecipe, rank: int, world_size: int) -> Iterator[Work]:
+    """Tile after tile that nobody holds, until all that are left belong to living processes."""
+    found = True
+    while found:
+        found = False
+        tiles = missing_tiles(cache, recipe.storage.views_per_tile)
+        others = [tile for place, tile in enumerate(tiles) if place % world_size != rank]
+        for tile in [*tiles[rank::world_size], *others]:
+            held = cache.place.claim(_name_of(tile))
+            if held is None:
+                continue
+            views = tuple(
+                v for v in tile.views if not is_committed(cache.place, BlockId(v, tile.shard))
+            )
+            if not views:
+                held.release()
+                continue
+            found = True
+            requests = _batches(cache, Tile(tile.shard, views), recipe.teacher.batch_size)
+            yield Work(held, tile.shard, views, requests)
+
+
+def tiles_come_free(count: "Count", views_per_tile: int) -> Generator[Progress, None, bool]:
+    """Wait for the tiles of others; whether one is to be taken, because its writer was killed.
+
+    On a disk there is nothing to wait for. In a bucket a killed writer's claims stand for a while.
+    """
+    cache = count.cache
+    deadline = time.monotonic() + cache.place.claims_outlive_s()
+    while time.monotonic() < deadline and (tiles := missing_tiles(cache, views_per_tile)):
+        for tile in tiles[:_TRIED_AT_ONCE]:
+            if (held := cache.place.claim(_name_of(tile))) is not None:
+                held.release()
+                return True
+        time.sleep(1.0)
+        count.look_now()
+        yield count.progress(0)
+    return False
+
+
+def unheld_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
+    """What is missing though no living writer has it in work."""
+    found = []
+    for tile in missing_tiles(cache, views_per_tile):
+        if (held := cache.place.claim(_name_of(tile))) is not None:
+            held.release()
+            found.append(tile)
+    return [tile for tile in found if not all(_is_there(cache, tile))]
+
+
+def _is_there(cache: Cache, tile: Tile) -> list[bool]:
+    return [is_committed(cache.place, BlockId(view, tile.shard)) for view in tile.views]
+
+
+class Count:
+    """Records of the whole cache: this process's, and those that others commit meanwhile.
+
+    The ledger is listed by a thread: in a bucket of 120,000 blocks a listing takes ten seconds, and
+    the teacher shall not wait for it.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.own: set[BlockId] = set()
+        self.total = len(cache.index) * cache.view_count
+        self.finished = 0
+        self.own_records = 0
+        self._listed: set[BlockId] = set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._listing: Future[set[BlockId]] | None = None
+        self.look_now()
+        self.resumed = self.finished
+
+    def look(self) -> None:
+        """Take over what the last listing found, and begin another where none is under way."""
+        if self._listing is not None and self._listing.done():
+            self._listed = self._listing.result()
+            self._listing = None
+        if self._listing is None:
+            self._listing = self._thread.submit(committed_blocks, self.cache.place)
+        self._sum()
+
+    def look_now(self) -> bool:
+        """Read the ledger and wait for it; whether the count changed."""
+        before = self.finished
+        self._listed = committed_blocks(self.cache.place)
+        self._sum()
+        return self.finished != before
+
+    def close(self) -> None:
+        """Wait for a listing that is under way, and start no other."""
+        self._thread.shutdown()
+
+    def _sum(self) -> None:
+        views, shards = self.cache.view_count, self.cache.layout.shards
+        blocks = {b for b in self._listed if b.view < views and b.shard < shards} | self.own
+        self.finished = sum(len(self.cache.rows(block.shard)) for block in blocks)
+
+    def add(self, tile: Work) -> None:
+        """Count a tile of this process's as finished."""
+        self.own |= {BlockId(view, tile.shard) for view in tile.views}
+        self.own_records += len(tile.views) * len(self.cache.rows(tile.shard))
+        self.look()
+
+    def progress(self, at_hand: int, metrics: Mapping[str, float] | None = None) -> Progress:
+        """Where the job is, with `at_hand` records of the tile that is being computed."""
+        done = min(self.finished + at_hand, self.total)
+        own = self.own_records + at_hand
+        return Progress(done, self.total, "records", metrics or {}, self.resumed, own)
+
+
+def _name_of(tile: Tile) -> str:
+    return f"tile-{tile.shard}-{tile.views[0]}"
+
+
+def _batches(cache: Cache, tile: Tile, batch_size: int) -> list[Request]:
+    rows = np.array(cache.rows(tile.shard))
+    return [
+        Request(rows[start : start + batch_size], tile.views)
+        for start in range(0, len(rows), batch_size)
+    ]

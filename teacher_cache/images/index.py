@@ -1,0 +1,348 @@
+"""The image index: the ordered list of images that every row number refers to.
+
+What --data takes is listed by folder.py, tars.py, hugging_face.py and webdataset.py; the order, the
+classes' numbers and the matching by key are the same for all of them, and are here.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from teacher_cache.images.folder import list_folder
+from teacher_cache.images.hugging_face import list_dataset
+from teacher_cache.images.names import Names
+from teacher_cache.images.source import (
+    EXTENSIONS,
+    ImageSource,
+    ImageUnavailable,
+    Listing,
+    printable,
+    read_regular_file,
+    several,
+)
+from teacher_cache.images.source import ImagesError as ImagesError
+from teacher_cache.images.tars import list_tar
+from teacher_cache.images.webdataset import list_shards
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageIndex:
+    """Images in a fixed order; row = position.
+
+    Shapes: N images, C classes.
+    """
+
+    root: Path
+    keys: Names
+    """[N] names: paths below `root`, with `/`, decoded by `os.fsdecode`."""
+    labels: np.ndarray
+    """[N] int64 class ids."""
+    class_ids: Mapping[str, int]
+    """From class folder to class id."""
+    source: ImageSource | None = None
+    """Where the bytes are; None: each image is a file, `root / key`."""
+
+    def __post_init__(self) -> None:
+        """Hold the names in one block of memory, whatever sequence they came in."""
+        object.__setattr__(self, "keys", Names.of(self.keys))
+
+    def __len__(self) -> int:
+        """N, the number of images."""
+        return len(self.keys)
+
+    @property
+    def class_count(self) -> int:
+        """The smallest number of classes that holds every class id."""
+        return max(self.class_ids.values()) + 1
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of keys, labels and classes, wherever the folder lies."""
+        classes = sorted(self.class_ids.items(), key=lambda item: os.fsencode(item[0]))
+        listed = b"".join(os.fsencode(name) + b"\0%d\0" % class_id for name, class_id in classes)
+        sha = hashlib.sha256(b"retort/index/2\0")
+        labels = np.ascontiguousarray(self.labels, "<i8").data.cast("B")
+        for part in (memoryview(listed), self.keys.blob, labels):
+            # the lengths keep two different sets of parts from giving the same bytes
+            sha.update(b"%d\0" % len(part))
+            sha.update(part)
+        return sha.hexdigest()
+
+    def read(self, row: int) -> bytes:
+        """The encoded bytes of one image.
+
+        Raises:
+            ImageUnavailable: they cannot be reached.
+            ImagesError: no regular file, or an archive that was changed.
+        """
+        try:
+            if self.source is not None:
+                return self.source.read(row)
+            return read_regular_file(self.root / self.keys[row])
+        except OSError as error:
+            raise ImageUnavailable.of(self.root / self.keys[row], error) from None
+
+    def name_of(self, row: int) -> str:
+        """What errors call the image of a row."""
+        return printable(str(self.root / self.keys[row]))
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Some of the rows [M], in that order."""
+        return replace(
+            self,
+            keys=self.keys.take(rows),
+            labels=self.labels[rows],
+            source=self.source and self.source.take(rows),
+        )
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names as timm orders class folders: case-blind, and numbers in them by their value."""
+
+    def key(name: str) -> list[tuple[int, int | str]]:
+        parts = re.split(r"(\d+)", name.lower())
+        return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+
+    return sorted(names, key=lambda name: (key(name), os.fsencode(name)))
+
+
+def require_clear_order(index: ImageIndex) -> None:
+    """Refuse class folders that timm and torchvision number otherwise, for a trained teacher.
+
+    Raises:
+        ImagesError: showing both orders.
+    """
+    by_bytes = sorted(index.class_ids, key=os.fsencode)
+    by_timm = natural_order(index.class_ids)
+    if by_bytes != by_timm:
+        at = next(
+            n for n, pair in enumerate(zip(by_bytes, by_timm, strict=True)) if len({*pair}) > 1
+        )
+        orders = [", ".join(map(printable, names[at : at + 3])) for names in (by_bytes, by_timm)]
+        raise ImagesError(
+            f"the class folders have two orders: from class {at} on, {orders[0]} in the order of "
+            f"bytes (torchvision's), {orders[1]} in timm's: set images.class_order to the one that "
+            'the teacher was trained with ("bytes" or "timm"), or name a file by images.class_map'
+        )
+
+
+def index_images(
+    data: Path | str,
+    *,
+    class_ids: Mapping[str, int] | None = None,
+    class_order: str | None = None,
+) -> ImageIndex:
+    """List what --data names, by class and then by key, both in byte order.
+
+    Args:
+        data: a folder of class folders, or of one tar a class; a tar of either, or a folder inside
+            one (`images.tar/train`); `hfds/NAME[:SPLIT]`; `wds/PATH[:SPLIT]`.
+        class_ids: from class folder to class id; None takes the source's own, or else numbers the
+            folders from 0.
+        class_order: "timm" numbers them in timm's natural order, else their bytes count. The order
+            of rows is the bytes' in any case.
+
+    Raises:
+        ImagesError: what the source cannot be used for, or a class that `class_ids` does not name.
+        OSError: it cannot be read.
+    """
+    listing = list_images(data)
+    used = {listing.classes[number] for number in np.unique(listing.labels).tolist()}
+    names = sorted(used if listing.class_ids else listing.classes, key=os.fsencode)
+    if class_ids is None:
+        ordered = natural_order(names) if class_order == "timm" else names
+        class_ids = listing.class_ids or {name: number for number, name in enumerate(ordered)}
+    if unknown := [name for name in names if name not in class_ids]:
+        raise ImagesError(
+            f"{listing.root} has {several(unknown, 'class folder')} that the class list of "
+            f"{len(class_ids)} does not name: use the classes of the training set, "
+            "or a class map that names every folder"
+        )
+    _require_images(listing, used)
+    ids = np.array([class_ids.get(name, -1) for name in listing.classes], np.int64)
+    order, keys = in_order(listing)
+    return ImageIndex(
+        listing.root,
+        keys,
+        ids[listing.labels[order]],
+        dict(class_ids),
+        listing.source and listing.source.take(order),
+    )
+
+
+def list_images(data: Path | str) -> Listing:
+    """What --data names, in the source's own order.
+
+    Raises:
+        ImagesError, OSError: as `index_images`.
+    """
+    kind, _, name = str(data).partition("/")  # as timm names its readers
+    readers = {"hfds": list_dataset, "wds": list_shards}
+    reader = readers.get(kind.lower())
+    listing = reader(name) if reader and name else _list_path(Path(data))
+    if len(set(listing.keys)) < len(listing.keys):
+        seen: set[str] = set()
+        twice = [key for key in listing.keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        raise ImagesError(f"{listing.root} names {several(twice, 'image')} twice: rename them")
+    return listing
+
+
+def require_same_numbers(index: ImageIndex, asked: ImageIndex) -> None:
+    """Refuse class folders that a cache numbers otherwise than the user's recipe does.
+
+    Its labels would be wrong, though every record were the teacher's.
+
+    Args:
+        index: the cache's.
+        asked: as `index_images` numbers the same folders for the recipe.
+
+    Raises:
+        ImagesError: naming the first such folder, with both numbers.
+    """
+    theirs = asked.class_ids
+    differing = [name for name, own in index.class_ids.items() if theirs.get(name, own) != own]
+    if differing:
+        name = min(differing, key=os.fsencode)
+        raise ImagesError(
+            f"the cache numbers {several(differing, 'class folder')} otherwise than the recipe: "
+            f"{printable(name)} is class {index.class_ids[name]} in the cache and class "
+            f"{theirs[name]} by the recipe: use the images.class_map or images.class_order that "
+            "the cache was filled with, or fill a new cache"
+        )
+
+
+def require_outside(index: ImageIndex, out: Path) -> None:
+    """Refuse a folder for results that the next listing of the images would take for a class.
+
+    Args:
+        index: of images in a folder; other sources cannot be written into.
+        out: where a job is to write.
+
+    Raises:
+        ImagesError: it lies in the folder of class folders, and in none of them.
+    """
+    data, place = index.root.resolve(), out.resolve()
+    if index.source is not None or data not in place.parents:
+        return
+    top = place.relative_to(data).parts[0]
+    if top not in index.class_ids and not top.startswith("."):
+        raise ImagesError(
+            f"{printable(str(out))} lies inside the data folder {printable(str(index.root))}, "
+            f"where {printable(top)} would count as a class folder from then on: choose an --out "
+            "outside it"
+        )
+
+
+def read_class_map(path: Path) -> dict[str, int]:
+    """Read a JSON object from class folder to class id.
+
+    Raises:
+        ImagesError: not a JSON object of unique, non-negative whole numbers.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ImagesError(f"class map {path}: cannot be read as JSON: {error}") from None
+    if (
+        not isinstance(document, dict)
+        or not document
+        or not all(type(value) is int and value >= 0 for value in document.values())
+        or len(set(document.values())) != len(document)
+    ):
+        raise ImagesError(
+            f"class map {path}: expected a JSON object from class folder to class id "
+            '(whole numbers from 0, each once), such as {"n01440764": 0}'
+        )
+    return document
+
+
+def allowed_unreadable(count: int, share: float) -> int:
+    """How many of `count` images may be unreadable: a share of them, but one at least."""
+    return max(1, int(share * count))
+
+
+def rebase(index: ImageIndex, data: Path | str) -> ImageIndex:
+    """The same rows over another copy of the data set, matched by key: moved or reordered is fine.
+
+    Raises:
+        ImagesError: counting and naming the images that `data` lacks, has beyond the index, or
+            holds under another class.
+        OSError: it cannot be read.
+    """
+    listing = list_images(data)
+    _require_images(listing, {listing.classes[label] for label in np.unique(listing.labels)})
+    order, keys = in_order(listing)
+    here = order if keys == index.keys else _matched(index, listing)
+    _require_same_labels(index, listing, here)
+    source = listing.source and listing.source.take(here)
+    return replace(index, root=listing.root, source=source)
+
+
+def _matched(index: ImageIndex, listing: Listing) -> np.ndarray:
+    """int64 [N] the listing's rows in the index's order, where the two name classes otherwise."""
+    rows = {key: row for row, key in enumerate(listing.keys)}
+    missing = _difference(index.keys, rows)
+    extra = _difference(rows, index.keys)
+    if missing or extra:
+        parts = [f"lacks {several(missing, 'image')}"] if missing else []
+        parts += [f"has {several(extra, 'image')} beyond it"] if extra else []
+        raise ImagesError(
+            f"{listing.root} is not the data set of this cache ({len(index)} images): it "
+            + " and ".join(parts)
+            + ": point --data at the data set that the cache was filled from, or fill a new cache"
+        )
+    return np.array([rows[key] for key in index.keys], np.int64)
+
+
+def _require_same_labels(index: ImageIndex, listing: Listing, here: np.ndarray) -> None:
+    own = listing.class_ids or {}
+    ids = [index.class_ids.get(name, own.get(name, -1)) for name in listing.classes]
+    differing = np.array(ids, np.int64)[listing.labels[here]] != index.labels
+    if differing.any():
+        wrong = [index.keys[row] for row in np.flatnonzero(differing).tolist()]
+        raise ImagesError(
+            f"{listing.root} holds {several(wrong, 'image')} under another class than the cache: "
+            "point --data at the data set that the cache was filled from, or fill a new cache"
+        )
+
+
+def _list_path(path: Path) -> Listing:
+    """A folder, a tar, or a folder inside a tar."""
+    for tar in (path, *path.parents):
+        if tar.is_file():
+            return list_tar(tar, path.relative_to(tar).as_posix() if tar != path else "")
+    return list_folder(path)
+
+
+def _require_images(listing: Listing, used: Collection[str]) -> None:
+    empty = [name for name in listing.classes if name not in used]
+    if empty and listing.class_ids is None:
+        raise ImagesError(
+            f"class folder {printable(str(listing.root / empty[0]))} holds no image "
+            f"(expected {', '.join(sorted(EXTENSIONS))}): put images into it, or move it elsewhere"
+        )
+
+
+def in_order(listing: Listing) -> tuple[np.ndarray, Names]:
+    """int64 [N] the listing's rows by class and key, in byte order; and their keys."""
+    classes = [os.fsencode(name) for name in listing.classes]
+    ranks = np.empty(len(classes), np.int64)
+    ranks[sorted(range(len(classes)), key=classes.__getitem__)] = np.arange(len(classes))
+    labels = ranks[listing.labels]
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1)).tolist()
+    keys = Names.of(listing.keys).encoded()
+    # class by class, since many short lists are sorted several times as fast as a long one
+    for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
+        order[start:stop] = sorted(order[start:stop].tolist(), key=keys.__getitem__)
+    return order, Names(b"\0".join([*map(keys.__getitem__, order.tolist()), b""]))
+
+
+def _difference(keys: Iterable[str], others: Iterable[str]) -> list[str]:
+    return sorted(set(keys).difference(others), key=os.fsencode)

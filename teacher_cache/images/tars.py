@@ -1,0 +1,161 @@
+"""Images in tar files: one tar of class folders, or one tar a class.
+
+A key is what the image's path would be had the tars been unpacked where they are, so that a cache
+filled from a folder replays from its tar, and the reverse.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from teacher_cache.images.archive import Archive, Extent, archived
+from teacher_cache.images.source import (
+    ImagesError,
+    Listing,
+    is_image,
+    listing_of_classes,
+    printable,
+    several,
+)
+from teacher_cache.images.tar_headers import Contents, read_contents
+
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
+"""Folders around class folders, by the names that data sets give them."""
+
+ArchivedFile = tuple[int, Extent]
+"""The number of an archive, and where in it an image lies."""
+
+
+def list_tar(path: Path, inner: str = "") -> Listing:
+    """List a tar of class folders, or of tars, each of one class, as ImageNet's own archive is.
+
+    Args:
+        path: the tar, not compressed.
+        inner: the folder inside it that holds the class folders; "" for its top.
+
+    Raises:
+        ImagesError: no such folder in it, no class folders, one without images; as
+            `read_contents` does.
+    """
+    archive = Archive.of(path)
+    contents = read_contents(archive)
+    root = path / inner
+    if inner:
+        contents = _below(contents, inner, root)
+    if found := _classes(contents):
+        _refuse_wrapped(root, found)
+        return _listing(root, (archive,), {name: _at(0, f) for name, f in found.items()})
+    tars = {
+        name.removesuffix(".tar"): extent
+        for name, extent in contents.files.items()
+        if name.endswith(".tar") and "/" not in name and not name.startswith(".")
+    }
+    if tars:
+        members = {
+            name: _at(0, _class_members(root / f"{name}.tar", name, read_contents(archive, extent)))
+            for name, extent in tars.items()
+        }
+        return _listing(root, (archive,), members)
+    _refuse_shards(root, contents)
+    raise ImagesError(f"{root} holds no class folders; expected members <class>/<image>.jpg")
+
+
+def list_class_tars(root: Path, paths: list[Path]) -> Listing:
+    """List a folder of tars, each of which holds the images of the class that it is named after.
+
+    Raises:
+        ImagesError: a tar without images, or of folders; as `read_contents` does.
+    """
+    archives = tuple(Archive.of(path) for path in paths)
+    members = {
+        archive.path.stem: _at(
+            number, _class_members(archive.path, archive.path.stem, read_contents(archive))
+        )
+        for number, archive in enumerate(archives)
+    }
+    return _listing(root, archives, members)
+
+
+def _listing(
+    root: Path, archives: tuple[Archive, ...], members: Mapping[str, Mapping[str, ArchivedFile]]
+) -> Listing:
+    members = {name: members[name] for name in sorted(members, key=os.fsencode)}
+    places = [place for of_class in members.values() for place in of_class.values()]
+    keys = {name: list(of_class) for name, of_class in members.items()}
+    return listing_of_classes(root, keys, archived(archives, places))
+
+
+def _at(number: int, files: Mapping[str, Extent]) -> dict[str, ArchivedFile]:
+    """In the order of an index: by key, in bytes."""
+    names = sorted(files, key=os.fsencode)
+    return {name: (number, files[name]) for name in names}
+
+
+def _below(contents: Contents, inner: str, root: Path) -> Contents:
+    prefix = inner.strip("/") + "/"
+
+    def inside(names: Iterable[str]) -> list[str]:
+        return [name for name in names if name.startswith(prefix)]
+
+    files = {name.removeprefix(prefix): contents.files[name] for name in inside(contents.files)}
+    folders = frozenset(name.removeprefix(prefix) for name in inside(contents.folders))
+    if not files:
+        tops = sorted({name.partition("/")[0] for name in contents.files if "/" in name})
+        raise ImagesError(
+            f"{root}: the archive has no such folder; it holds {several(tops, 'folder')}"
+        )
+    return Contents(files, folders)
+
+
+def _classes(contents: Contents) -> dict[str, dict[str, Extent]]:
+    """The images of every class folder, by name; empty where there are no folders."""
+    found: dict[str, dict[str, Extent]] = {}
+    for name in contents.folders:
+        if top := name.partition("/")[0]:
+            found.setdefault(top, {})
+    for name, extent in contents.files.items():
+        top, slash, rest = name.partition("/")
+        if slash:
+            of_class = found.setdefault(top, {})
+            if is_image(rest.rpartition("/")[2]):
+                of_class[name] = extent
+    return {name: files for name, files in found.items() if not name.startswith(".")}
+
+
+def _class_members(path: Path, name: str, contents: Contents) -> dict[str, Extent]:
+    """The images of one class's tar, by key; a folder in it of the class's name adds nothing."""
+    _refuse_shards(path, contents)
+    images = {
+        member: extent
+        for member, extent in contents.files.items()
+        if is_image(member.rpartition("/")[2])
+    }
+    if images and all(member.startswith(f"{name}/") for member in images):
+        images = {member.removeprefix(f"{name}/"): extent for member, extent in images.items()}
+    if images and all("/" in member for member in images):
+        first = next(iter(images))
+        raise ImagesError(
+            f"{path} holds folders ({printable(first)}); expected one tar a class, with the "
+            "class's images in it: unpack the tars into class folders, or pack these into one tar"
+        )
+    return {f"{name}/{member}": extent for member, extent in images.items()}
+
+
+def _refuse_wrapped(root: Path, found: Mapping[str, Mapping[str, Extent]]) -> None:
+    """A folder around the class folders, or around each split's, would be taken for a class."""
+    below = {name.split("/")[1] for files in found.values() for name in files}
+    flat = any(name.count("/") == 1 for files in found.values() for name in files)
+    if not flat and len(below) > 1 and (len(found) == 1 or _SPLITS.issuperset(found)):
+        one = min(found, key=os.fsencode)
+        raise ImagesError(
+            f"{root} holds {several(sorted(found), 'folder')} with nothing but folders in it: if "
+            f"those are the classes, pass one, such as {printable(str(root / one))}"
+        )
+
+
+def _refuse_shards(path: Path, contents: Contents) -> None:
+    if any(name.endswith(".cls") for name in contents.files):
+        raise ImagesError(
+            f"{path} holds .cls members, as WebDataset shards do: pass wds/PATH, with the folder "
+            "of the shards, one of them, or a pattern such as wds/DIR/train-{000..127}.tar"
+        )

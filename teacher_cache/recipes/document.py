@@ -1,0 +1,175 @@
+"""Recipes as users write them: TOML and `section.key=value`, read, checked and refused in words."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from teacher_cache.errors import UserError, shortened
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """One table of a recipe: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be read, or a key or value in it that is not understood."""
+
+    exit_code = 2  # usage
+
+
+Recipe = TypeVar("Recipe", bound=Section)
+
+
+def load_recipe(
+    path: Path, kind: type[Recipe], *, overrides: Iterable[str] = (), package: str
+) -> Recipe:
+    """Read a TOML recipe and apply `section.key=value` overrides.
+
+    Args:
+        path: a file, or the name of a recipe that ships with `package` (with or without `.toml`).
+        kind: `CacheRecipe` or `StudentRecipe`.
+        overrides: what the user passed with `--set`; values are TOML, or else plain strings.
+        package: where shipped recipes lie, such as `teacher_cache`.
+
+    Raises:
+        RecipeError: naming the file, the key, what it got and what it expected.
+    """
+    document = read_toml(path, package)
+    for change in overrides:
+        override(document, change)
+    return parse_recipe(document, kind, source=str(path))
+
+
+def parse_recipe(document: Mapping[str, Any], kind: type[Recipe], *, source: str) -> Recipe:
+    """Validate a recipe that was read already; `source` names it in errors."""
+    _require_kind(document, kind, source)
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        problems = error.errors()
+        lines = [explain(problem, kind) for problem in problems[:_MOST_PROBLEMS]]
+        if len(problems) > _MOST_PROBLEMS:
+            lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
+        raise RecipeError(f"{source}: " + "; ".join(lines)) from None
+
+
+_MOST_PROBLEMS = 8
+"""So many mistakes are told at once; a recipe out of a stranger's cache may hold thousands."""
+
+_PURPOSE = {
+    "teacher": "a cache recipe, for cache-teacher and plan-cache",
+    "student": "a student recipe, for train-student",
+}
+"""What a recipe is for, by the one section that only this kind has."""
+
+
+def _require_kind(document: Mapping[str, Any], kind: type[Section], source: str) -> None:
+    """One sentence for a recipe of the other job, instead of an error for each of its keys."""
+    own = [section for section in _PURPOSE if section in kind.model_fields]
+    others = [section for section in _PURPOSE if section in document and section not in own]
+    if own and others and not any(section in document for section in own):
+        raise RecipeError(
+            f"{source}: this is {_PURPOSE[others[0]]} (it has [{others[0]}] and no [{own[0]}]), "
+            f"expected {_PURPOSE[own[0]]}"
+        )
+
+
+def digest_of(value: object) -> str:
+    """SHA-256, in hexadecimal, of a JSON value in its canonical spelling."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_toml(path: Path, package: str) -> dict[str, Any]:
+    """Read a file, or a recipe that ships with `package`.
+
+    Raises:
+        RecipeError: no such file, or not TOML.
+    """
+    shipped = resources.files(package) / "recipes"
+    found = path if path.is_file() else shipped / f"{path.name.removesuffix('.toml')}.toml"
+    if not found.is_file():
+        files = (file.name for file in shipped.iterdir() if file.name.endswith(".toml"))
+        names = sorted(name.removesuffix(".toml") for name in files)
+        raise RecipeError(
+            f"{path}: no such file; give the path of a .toml file, or a shipped recipe: "
+            + ", ".join(names)
+        )
+    try:
+        return tomllib.loads(found.read_bytes().decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from None
+
+
+def override(document: dict[str, Any], change: str) -> None:
+    """Apply one `section.key=value` to a document; the value is TOML, or else a plain string.
+
+    Raises:
+        RecipeError: it has another form.
+    """
+    name, equals, text = change.partition("=")
+    *sections, key = name.strip().split(".")
+    if not equals or not sections or not all(sections) or not key:
+        raise RecipeError(f"--set got {change!r}, expected section.key=value")
+    table = document
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {change}: {section} is a value, expected a section")
+    table[key] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        if text in {"True", "False", "None", "none", "null"}:
+            raise RecipeError(
+                f"--set got the value {text}, expected TOML: true, false, or no such key at all"
+            ) from None
+        return text  # a bare word: --set teacher.model=resnet10t
+
+
+def explain(problem: Any, kind: type[BaseModel]) -> str:
+    """What pydantic found wrong, as `section.key: what was got and expected`."""
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(kind, problem["loc"][:-1])
+        close = get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "expected one of " + ", ".join(known)
+        return f"{place}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{place}: missing, and it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = (
+        ""
+        if isinstance(problem["input"], dict | BaseModel)
+        else f" (got {shortened(problem['input'])})"
+    )
+    return f"{place}: {message}{got}"
+
+
+def _known_keys(kind: type[BaseModel], sections: tuple[str | int, ...]) -> list[str]:
+    for section in sections:
+        if isinstance(section, int):  # a place in a list of tables: the same kind
+            continue
+        annotation = kind.model_fields[section].annotation
+        inner = get_args(annotation)
+        annotation = inner[0] if get_origin(annotation) is tuple else annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return sorted(kind.model_fields)

@@ -1,0 +1,45 @@
+"""From what a user types to the place that it names."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from teacher_cache.errors import LocationError
+from teacher_cache.storage.disk import Disk
+from teacher_cache.storage.place import Place
+
+if TYPE_CHECKING:
+    pass
+
+
+def locate(text: str) -> Place:
+    """A path or URL as a user types it.
+
+    Raises:
+        LocationError: a URL of an unknown kind, or one that holds credentials; its message does
+            not repeat them.
+        StoreError: obstore is not installed.
+    """
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return Disk(Path(text))
+    _require_no_secret(scheme, text)
+    if scheme == "file":
+        return Disk(Path(unquote(urlsplit(text).path)))
+    from teacher_cache.storage.bucket import open_bucket
+
+    return open_bucket(text.rstrip("/"))
+
+
+def _require_no_secret(scheme: str, text: str) -> None:
+    """Refuse what may be a secret without a word of it: a URL is printed, logged and recorded."""
+    url = urlsplit(text)
+    names_container = scheme in ("abfs", "abfss") and ":" not in url.netloc  # container@account
+    has_port = scheme in ("http", "https") and "@" not in url.netloc
+    suspicious = ("@" in text and not names_container) or (":" in url.netloc and not has_port)
+    if suspicious or url.query or url.fragment or "?" in text:
+        raise LocationError(
+            f"the {scheme}:// URL holds more than a place (a user, password, port, query or "
+            f"fragment): write {scheme}://BUCKET/PREFIX and give credentials and endpoint in the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...)"
+        )

@@ -1,0 +1,245 @@
+"""The writers' workbench, `<cache>/staging`: its files live no longer than who holds them.
+
+Each file there is locked (flock) by the process that made it. The system drops the lock when the
+process ends, however it ends, so a file that can be locked belongs to the dead: `sweep` removes it.
+Only names that this module gives are swept: another's file in the folder is left alone.
+One file stays for good, `lock`: who holds it may publish shards and change the ledger. Its holder
+writes into it who it is, so that those who wait can say for whom.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from teacher_cache.errors import CacheError, UnexpectedFile, printable
+from teacher_cache.storage.keys import LOCK_KEY, STAGING, is_workbench, require_claim
+from teacher_cache.storage.tree import Tree
+
+NAME_HOLDER_AFTER_S = 10.0
+"""Who waits for the lock so long while one process holds it, says which."""
+NAME_HOLDER_EVERY_S = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A file of the workbench that this process holds until `release`."""
+
+    tree: Tree
+    name: str
+    descriptor: int
+
+    @property
+    def key(self) -> str:
+        """Where it lies, below the cache."""
+        return f"{STAGING}/{self.name}"
+
+    def release(self) -> None:
+        """Let go of it; what is still there under its name is removed."""
+        try:
+            self.tree.remove(self.key)
+        finally:
+            os.close(self.descriptor)
+
+
+def claim(tree: Tree, name: str) -> Held | None:
+    """Take a name for this process alone; None while another process holds it.
+
+    Raises:
+        CacheError: this file system cannot lock files.
+    """
+    return _hold(tree, require_claim(name))
+
+
+def stage(tree: Tree, data: bytes) -> Held:
+    """Write a temporary file, flushed to disk, under a name of its own.
+
+    Raises:
+        OSError: the disk is full or cannot be written; nothing stays.
+    """
+    while (held := _hold(tree, f"{secrets.token_hex(8)}.tmp")) is None:
+        pass  # a sweep looked at it just then
+    try:
+        with os.fdopen(os.dup(held.descriptor), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        held.release()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(tree.root / held.key)  # which of all disks is full
+        raise
+    return held
+
+
+@contextmanager
+def publishing(tree: Tree) -> Iterator[None]:
+    """Be the only one to move shards into place or to change the ledger; waits for its turn.
+
+    Raises:
+        CacheError: this file system cannot lock files.
+    """
+    with tree.made_folder((STAGING,)) as folder:
+        descriptor = tree.open_file(LOCK_KEY, folder, "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        if not _locked(tree.root, descriptor):
+            _wait(tree.root, descriptor)
+        with suppress(OSError):  # a full disk keeps nobody from freeing some of it
+            _sign(descriptor)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
+            # not by closing it alone: a worker that was forked meanwhile has a copy of it
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def abandoned(tree: Tree) -> list[str]:
+    """The keys of what killed writers left behind: files that nobody holds."""
+    return [key for key in _workbench(tree) if _is_free(tree, key)]
+
+
+def sweep(tree: Tree) -> None:
+    """Remove what killed writers left behind; what living ones hold stays."""
+    for key in _workbench(tree):
+        if (held := _hold_existing(tree, key)) is not None:
+            held.release()
+
+
+def _workbench(tree: Tree) -> list[str]:
+    try:
+        found = list(tree.walk(STAGING))
+    except UnexpectedFile:  # `staging` is no folder, so nothing in it is ours
+        return []
+    return [
+        key for key, entry in found if entry.is_file(follow_symlinks=False) and is_workbench(key)
+    ]
+
+
+def _hold(tree: Tree, name: str) -> Held | None:
+    flags = os.O_RDWR | os.O_CREAT
+    with tree.made_folder((STAGING,)) as folder:
+        while True:
+            descriptor = tree.open_file(f"{STAGING}/{name}", folder, name, flags)
+            try:
+                is_locked = _locked(tree.root, descriptor)
+                is_there = is_locked and _is_at(descriptor, name, folder)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if is_there:
+                return Held(tree, name, descriptor)
+            os.close(descriptor)
+            if not is_locked:
+                return None
+            # else its last holder removed it between our open and our lock
+
+
+def _hold_existing(tree: Tree, key: str) -> Held | None:
+    """Take a file that nobody holds; None where somebody does, or it is gone."""
+    name = key.removeprefix(f"{STAGING}/")
+    try:
+        with tree.folder((STAGING,)) as folder:
+            # a lock over NFS wants a descriptor that may write
+            held = Held(tree, name, tree.open_file(key, folder, name, os.O_RDWR))
+            if _locked(tree.root, held.descriptor) and _is_at(held.descriptor, name, folder):
+                return held
+    except OSError:
+        return None
+    os.close(held.descriptor)
+    return None
+
+
+def _is_free(tree: Tree, key: str) -> bool:
+    held = _hold_existing(tree, key)
+    if held is not None:
+        os.close(held.descriptor)
+    return held is not None
+
+
+def _is_at(descriptor: int, name: str, folder: int) -> bool:
+    try:
+        there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), there)
+
+
+def _locked(root: Path, descriptor: int) -> bool:
+    """Lock a file if nobody else has."""
+    try:
+        _flock(root, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _flock(root: Path, descriptor: int, operation: int) -> None:
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        raise CacheError(
+            f"{root}: this file system cannot lock files ({error.strerror}), so writers could hurt "
+            "each other: mount it with locks (flock), or fill the cache in another folder and copy "
+            "it there"
+        ) from None
+
+
+def _wait(root: Path, descriptor: int) -> None:
+    """Wait for the lock in the kernel's own queue, while a thread looks at who holds it."""
+    done = threading.Event()
+    watcher = threading.Thread(
+        target=_name_holder, args=(root, descriptor, done), name="lock", daemon=True
+    )
+    watcher.start()
+    try:
+        _flock(root, descriptor, fcntl.LOCK_EX)
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _name_holder(root: Path, descriptor: int, done: threading.Event) -> None:
+    """Warn while one and the same holder keeps the lock: a queue that moves is none to warn of."""
+    pause_s, before = NAME_HOLDER_AFTER_S, _signature(descriptor)
+    while not done.wait(pause_s):
+        holder = _signature(descriptor)
+        pause_s = NAME_HOLDER_AFTER_S
+        if holder == before:
+            pause_s = NAME_HOLDER_EVERY_S
+            _log.warning(
+                "%s: still waiting for the lock of this cache, which is held by %s: if that was "
+                "stopped, let it go on (kill -CONT) or end it; nothing committed is lost",
+                root,
+                holder or "a process that did not say its name",
+            )
+        before = holder
+
+
+def _sign(descriptor: int) -> None:
+    """Write who holds the lock; the second argument of the command may be a secret, so not that."""
+    name = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]) if sys.argv else "python"
+    since = datetime.now(UTC).isoformat(timespec="microseconds")
+    text = f"process {os.getpid()} ({name}) on {socket.gethostname()} since {since}"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(errors="replace")[:500], 0)
+
+
+def _signature(descriptor: int) -> str:
+    return printable(os.pread(descriptor, 500, 0).decode(errors="replace"))

@@ -1,0 +1,7 @@
+"""Networks whose answers are kept.
+
+networks    `Teacher`: one network or several, and their logits
+answers     from logits to top-k records
+weights     state dicts, read and fitted to a network
+normalize   from pixels to a network's input
+"""
