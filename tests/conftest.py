@@ -1,7 +1,6 @@
 """Small real things that the tests share: scanned digits, a trained teacher, a filled cache."""
 
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import cli_environment, start
 from PIL import Image
 from sklearn.datasets import load_digits
-from small import cache_recipe, cli_environment, command, fill_cache
+from small import cache_recipe, fill_cache
 
 from cli import main
 from teacher_cache.record import Encoding
@@ -146,18 +146,11 @@ def cli(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def process(tmp_path):
-    """Run `cli.py` as a user does: a process of its own."""
+    """Run `cli.py` in a process of its own."""
 
     def run(*arguments, check=0, env=None):
-        done = subprocess.run(
-            command(*arguments),
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=cli_environment(tmp_path) | (env or {}),
-            timeout=900,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr).require(check)
+        running = start(tmp_path, arguments, env=env)
+        said = running.communicate(timeout=900)
+        return Done(running.returncode, *said).require(check)
 
     return run

@@ -11,16 +11,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from commands import cli_environment
 from repository import REPOSITORY
-from small import (
-    CPU,
-    build_teacher,
-    cache_recipe,
-    cli_environment,
-    fill_cache,
-    student_document,
-    to_toml,
-)
+from small import CPU, build_teacher, cache_recipe, fill_cache, student_document, to_toml
 
 from student.data.batches import MicroBatch, batches
 from student.data.plan import plan_run

@@ -2,20 +2,12 @@
 
 import json
 import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
-from small import (
-    cache_document,
-    cli_environment,
-    command,
-    newest_job,
-    sigkill,
-    student_document,
-    to_toml,
-)
+from commands import sigkill, start
+from small import cache_document, newest_job, student_document, to_toml
 
 from student.runs.checkpoint import load_checkpoint
 from student.runs.metrics import read_metrics
@@ -56,17 +48,6 @@ def long_run(tmp_path, scans, filled):
         ]  # fmt: skip
 
     return arguments
-
-
-def start(folder, arguments):
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=folder,
-        env=cli_environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def wait_for(process, condition, timeout_s=120.0):

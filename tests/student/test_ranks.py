@@ -13,8 +13,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from commands import cli_environment
 from repository import REPOSITORY
-from small import CPU, cli_environment, student_document, to_toml
+from small import CPU, student_document, to_toml
 
 from student.data.training_data import replayed_data
 from student.ranks import ALONE, Ranks, RanksError, joined

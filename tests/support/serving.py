@@ -5,8 +5,8 @@ import sys
 import time
 
 import httpx
+from commands import cli_environment
 from repository import REPOSITORY
-from small import cli_environment
 
 
 class serving:

@@ -1,13 +1,10 @@
 """Recipes and caches small enough for tests, and real."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from repository import REPOSITORY
 
 from service.records.job_store import open_store
 from teacher_cache.cache.cache import open_cache
@@ -118,20 +115,6 @@ def to_toml(document):
     return "\n".join(lines) + "\n"
 
 
-def command(*arguments):
-    """The command line that runs `cli.py`."""
-    return [sys.executable, str(REPOSITORY / "cli.py"), *map(str, arguments)]
-
-
-def sigkill(process):
-    """End a process at once; its loader's orphans, which hold its pipes, are not waited for."""
-    process.kill()
-    process.wait()
-    for pipe in (process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
-
-
 def newest_job(folder):
     """The record of the job that began last, with `cli_environment`."""
     store = open_store(f"sqlite:///{folder}/jobs.db")
@@ -143,13 +126,3 @@ def closed(job):
     with pytest.raises(StopIteration) as end:
         job.throw(GeneratorExit)
     return end.value.value
-
-
-def cli_environment(folder):
-    """Records in the test's folder, one thread, and the CPU, whose bits are compared."""
-    return {
-        **os.environ,
-        "RETORT_DB": f"sqlite:///{folder}/jobs.db",
-        "RETORT_DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }

@@ -1,16 +1,14 @@
 """Training on a cache that is still being filled."""
 
-import subprocess
 import time
 
 import pytest
+from commands import start
 from small import (
     CPU,
     build_teacher,
     cache_document,
     cache_recipe,
-    cli_environment,
-    command,
     fill_cache,
     rewrite_manifest,
     student_document,
@@ -61,15 +59,12 @@ def test_a_student_follows_a_cache_whose_later_views_are_appended_by_another_pro
     cache_toml, student_toml = write_recipes
     fill_cache(tmp_path / "cache", scans / "train", cache_recipe(views__count=1))
     arguments = ["cache-teacher", cache_toml, "--data", scans / "train", "--out", "cache"]
-    teacher = subprocess.Popen(
-        command(*arguments, "--views", 3), cwd=tmp_path, env=cli_environment(tmp_path),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
     student = ["train-student", student_toml, "--data", scans / "train", "--val", scans / "val"]
-    done = cli(*student, "--cache", "cache", "--out", "run", "--follow")
-    output, _ = teacher.communicate(timeout=120)
-    assert teacher.returncode == 0, output
-    assert "waiting_for_view 1" in done.stderr
+    follower = start(tmp_path, [*student, "--cache", "cache", "--out", "run", "--follow"])
+    assert any("waiting_for_view 1" in line for line in follower.stderr)  # or it has ended
+    cli(*arguments, "--views", 3)
+    _, error = follower.communicate(timeout=120)
+    assert follower.returncode == 0, error
     cli(*student, "--cache", filled.place.root, "--out", "whole")
     one, other = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "whole"))
     for name, weights in one.model.items():

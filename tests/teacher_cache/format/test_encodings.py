@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from commands import cli_environment, command
 from repository import REPOSITORY
-from small import (
-    build_teacher,
-    cache_document,
-    cache_recipe,
-    cli_environment,
-    command,
-    fill_cache,
-    student_document,
-    to_toml,
-)
+from small import build_teacher, cache_document, cache_recipe, fill_cache, student_document, to_toml
 
 from teacher_cache.cache.cache import append_views, open_cache
 from teacher_cache.cache.slab import read_slab

@@ -5,19 +5,14 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import cli_environment, command, sigkill
+from commands import start as start_command
 from slow_file import SlowFile
-from small import (
-    CPU,
-    cache_document,
-    cli_environment,
-    command,
-    sigkill,
-    student_document,
-    to_toml,
-)
+from small import CPU, cache_document, student_document, to_toml
 
 from student.data.training_data import replayed_data
 from student.recipe import StudentRecipe
@@ -66,16 +61,7 @@ def unbroken(scans, filled, tmp_path_factory):
     return weights_of(run.folder)
 
 
-def start(folder, arguments, prefix=()):
-    return subprocess.Popen(
-        [*prefix, *command(*arguments)],
-        cwd=folder,
-        env=cli_environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+start = partial(start_command, start_new_session=True)
 
 
 def wait_for(condition, process=None, timeout_s=120.0):
@@ -160,7 +146,14 @@ def test_a_machine_without_room_in_dev_shm_trains_to_the_same_bytes(
     )  # fmt: skip
     if shutil.which("unshare") is None or subprocess.run([*small, "true"], check=False).returncode:
         pytest.skip("mounting a small /dev/shm takes root")
-    running = start(tmp_path, run_command("run"), prefix=small)
+    running = subprocess.Popen(
+        [*small, *command(*run_command("run"))],
+        cwd=tmp_path,
+        env=cli_environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     _, error = running.communicate(timeout=120)
     assert running.returncode == 0, error
     assert weights_of(tmp_path / "run") == unbroken

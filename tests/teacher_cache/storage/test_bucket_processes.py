@@ -7,16 +7,10 @@ import time
 
 import pytest
 from caches import assert_same_records
+from commands import sigkill
+from commands import start as start_command
 from faulty_proxy import FaultyProxy
-from small import (
-    cache_document,
-    cli_environment,
-    command,
-    fill_cache,
-    sigkill,
-    student_document,
-    to_toml,
-)
+from small import cache_document, fill_cache, student_document, to_toml
 
 from cli import BLOCKS_LEFT
 from teacher_cache.cache.blocks import committed_blocks, missing_blocks
@@ -47,13 +41,11 @@ def writers(bucket, bucket_server, scans, tmp_path):
     started = []
 
     def start(*more, port=None, **environment):
-        process = subprocess.Popen(
-            command("cache-teacher", recipe, "--data", scans / "train", "--out", bucket.url, *more),
-            cwd=tmp_path,
-            env=cli_environment(tmp_path) | bucket_server.environment(port) | environment,
-            stdout=subprocess.PIPE,
+        process = start_command(
+            tmp_path,
+            ["cache-teacher", recipe, "--data", scans / "train", "--out", bucket.url, *more],
+            env=bucket_server.environment(port) | environment,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         started.append(process)
         return process

@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 from caches import assert_same_records, block_of, new_cache
-from small import cache_document, cli_environment, command, sigkill, to_toml
+from commands import sigkill, start
+from small import cache_document, to_toml
 
 from teacher_cache.cache.blocks import committed_blocks, missing_blocks, write_block
 from teacher_cache.cache.cache import open_cache
@@ -81,17 +82,14 @@ class Writers:
         self.kept = {}
 
     def start(self, rank, world_size):
-        environment = cli_environment(self.folder)
         # half of them as torchrun starts them, half by options
         ranks = {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
         options = ["--rank", rank, "--world-size", world_size] if rank % 2 else []
-        return subprocess.Popen(
-            command(*self.arguments, *options),
-            cwd=self.folder,
-            env=environment | ({} if options else ranks),
-            stdout=subprocess.PIPE,
+        return start(
+            self.folder,
+            [*self.arguments, *options],
+            env={} if options else ranks,
             stderr=subprocess.STDOUT,
-            text=True,
         )
 
     def require_kept(self):
