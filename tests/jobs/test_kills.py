@@ -92,6 +92,7 @@ def kill_while_filling(tmp_path, arguments, root, at_least):
     return process.returncode
 
 
+@pytest.mark.slow
 def test_a_cache_filled_across_five_sigkills_holds_the_records_of_an_unbroken_fill(
     process, long_cache, tmp_path
 ):

@@ -109,7 +109,7 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def eventually() -> Callable[..., None]:
     """Wait until a condition holds, or fail."""
 
-    def wait(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline_s, f"not within {timeout_s} s"

@@ -146,7 +146,7 @@ def test_twenty_sigkills_over_four_writers_leave_the_records_of_an_unbroken_fill
     assert_whole(bucket, unbroken)
 
 
-@pytest.mark.parametrize("fault", [503, "hang"])
+@pytest.mark.parametrize("fault", [503, pytest.param("hang", marks=pytest.mark.slow)])
 def test_a_short_outage_delays_a_fill_and_changes_nothing(
     writers, bucket, bucket_server, unbroken, fault
 ):
@@ -161,7 +161,8 @@ def test_a_short_outage_delays_a_fill_and_changes_nothing(
     assert_whole(bucket, unbroken)
 
 
-@pytest.mark.parametrize("fault", [500, pytest.param("hang", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [500, "hang"])
 def test_a_long_outage_stops_a_fill_with_a_clear_error_and_the_same_command_continues(
     writers, bucket, bucket_server, unbroken, fault
 ):
