@@ -264,7 +264,7 @@ def test_the_service_images_steps_work_in_an_empty_environment():
             assert httpx.get(address).status_code == 200
         finally:
             process.send_signal(image.stop_signal)
-            _, error = process.communicate(timeout=30)
+            _, error = process.communicate(timeout=900)
         assert process.returncode in (0, -image.stop_signal), error
         assert "Traceback" not in error
         assert not image.is_healthy()

@@ -50,7 +50,7 @@ def long_run(tmp_path, scans, filled):
     return arguments
 
 
-def wait_for(process, condition, timeout_s=120.0):
+def wait_for(process, condition, timeout_s=900.0):
     """Poll until the job is where it shall be hit; it must still be alive then."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -142,7 +142,7 @@ def test_the_first_signal_commits_the_tile_at_hand_and_says_how_to_continue(
     running = start(tmp_path, long_cache(root, "--set", "loader.workers=1"))
     wait_for(running, lambda: len(blocks_of(root)) >= 2)
     running.send_signal(number)
-    _, error = running.communicate(timeout=60)
+    _, error = running.communicate(timeout=900)
     assert running.returncode == code, error
     assert f"stopped by {number.name}; saved: the same command continues" in error
     assert "Traceback" not in error
@@ -162,7 +162,7 @@ def test_the_first_signal_saves_the_step_at_hand_and_the_second_stops_at_once(lo
     metrics = run / "metrics.jsonl"
     wait_for(running, lambda: any(m["step"] >= 7 for m in read_metrics(metrics)))
     running.send_signal(signal.SIGTERM)
-    _, error = running.communicate(timeout=60)
+    _, error = running.communicate(timeout=900)
     assert running.returncode == 143, error
     assert load_checkpoint(run / "last.pt").step % 5 != 0 or "saved" in error
     running = start(tmp_path, long_run(run, "--set", "run.checkpoint_every_s=1000.0"))
@@ -172,5 +172,5 @@ def test_the_first_signal_saves_the_step_at_hand_and_the_second_stops_at_once(lo
     running.send_signal(signal.SIGCONT)
     time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=60)
+    running.communicate(timeout=900)
     assert running.returncode in (130, -signal.SIGINT)

@@ -140,7 +140,7 @@ def torchrun(tmp_path, scans, filled):
 
 
 def ended(process, code=0):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == code, output
     return output
 
@@ -202,7 +202,7 @@ def steps_of(run):
 
 
 def wait_for_step(process, run, step):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while max(steps_of(run), default=0) < step:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline

@@ -127,7 +127,7 @@ def test_it_runs_where_nothing_of_training_is_installed(
 ) -> None:
     job = create(store)
     process = jobs("ls")
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=900)
     assert (process.returncode, error) == (0, "")
     assert job[:12] in out
 
@@ -167,7 +167,7 @@ def test_watch_ends_as_the_job_does(
     if end is State.CANCELLED:
         store.request_cancel(job)
     store.transition(job, end, "as it was told")
-    out, error = watching.communicate(timeout=30)
+    out, error = watching.communicate(timeout=900)
     assert (watching.returncode, out) == (code, "")
     assert f"train-student {job} {end}: " in error
 

@@ -63,7 +63,7 @@ def test_a_student_follows_a_cache_whose_later_views_are_appended_by_another_pro
     follower = start(tmp_path, [*student, "--cache", "cache", "--out", "run", "--follow"])
     assert any("waiting_for_view 1" in line for line in follower.stderr)  # or it has ended
     cli(*arguments, "--views", 3)
-    _, error = follower.communicate(timeout=120)
+    _, error = follower.communicate(timeout=900)
     assert follower.returncode == 0, error
     cli(*student, "--cache", filled.place.root, "--out", "whole")
     one, other = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "whole"))

@@ -129,7 +129,7 @@ def test_the_ranks_of_a_host_together_keep_to_the_stated_memory(imagenet):
     records = [fact["records"] for fact in answers()]
     facts = answers()
     for rank in ranks:
-        rank.communicate(timeout=300)
+        rank.communicate(timeout=900)
         assert rank.returncode == 0
     assert records == [4 * (3 * ROWS + -(-ROWS // 32))] * RANKS
     together = sum(fact["share"] for fact in facts)

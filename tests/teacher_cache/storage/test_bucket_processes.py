@@ -55,7 +55,7 @@ def writers(bucket, bucket_server, scans, tmp_path):
         sigkill(process)
 
 
-def wait_for_blocks(place, count, process, timeout_s=120):
+def wait_for_blocks(place, count, process, timeout_s=900):
     deadline = time.monotonic() + timeout_s
     while len(committed_blocks(place)) < count:
         assert process.poll() is None, process.communicate()
@@ -64,7 +64,7 @@ def wait_for_blocks(place, count, process, timeout_s=120):
 
 
 def finish(process, code=0):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == code, output
     assert "Traceback" not in output, output
     return output
