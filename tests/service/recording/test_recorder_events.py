@@ -159,9 +159,9 @@ def test_a_rank_that_failed_does_not_wait_for_the_first_one(
     url: str, record: Callable[..., Recorder], caplog: pytest.LogCaptureFixture
 ) -> None:
     began_s = time.monotonic()
-    with record(url, Pace(), out="run", rank=1) as recorder:
+    with record(url, Pace(close_s=120.0), out="run", rank=1) as recorder:
         recorder.finish("failed", "no device")
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 60
     assert caplog.text == ""
 
 
@@ -171,7 +171,7 @@ def test_a_rank_whose_first_one_records_elsewhere_says_so_and_waits_no_longer_th
     began_s = time.monotonic()
     with record(url, Pace(close_s=1.0), out="run", rank=1) as recorder:
         recorder.progress(10, 20, own=5)
-    assert 0.5 < time.monotonic() - began_s < 2
+    assert 0.5 < time.monotonic() - began_s < 60
     (warning,) = caplog.messages
     assert "let RETORT_DB name the same one for all ranks" in warning
 

@@ -100,7 +100,7 @@ def test_a_student_that_waits_can_be_stopped_and_keeps_its_state(own_cache, scan
     assert (waiting.done, waiting.metrics) == (5, {"waiting_for_view": 1.0})
     started = time.monotonic()
     job.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert load_checkpoint(tmp_path / "run" / "last.pt").step == 5
 
 
