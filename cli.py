@@ -427,6 +427,9 @@ def plan_cache(
     recipe: RecipeArgument,
     data: DataOption,
     overrides: OverridesOption = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Processes that will train together on a host: torchrun's.")
+    ] = 1,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -438,7 +441,7 @@ def plan_cache(
     settings = load_recipe(recipe, CacheRecipe, overrides=overrides or (), package="teacher_cache")
     index = _index(settings, data)
     teacher = _teacher(settings, index.class_count, device)
-    _show(plan(settings, index, teacher), as_json=as_json)
+    _show(plan(settings, index, teacher, ranks=ranks), as_json=as_json)
 
 
 @app.command()

@@ -8,7 +8,6 @@ W ranks.
 
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,11 +67,6 @@ class Ranks:
 
     number: int = 0
     count: int = 1
-    local_number: int = 0
-    """This process's number among the ranks of its host."""
-    local_count: int = 1
-    host: str = ""
-    """A name that the ranks of this host share, and no other job."""
     control: Control | None = None
     """None for a process alone."""
 
@@ -82,9 +76,9 @@ class Ranks:
         return self.number == 0
 
     def share(self, rows: np.ndarray) -> np.ndarray:
-        """This rank's rows [B / W] of a global batch [B]: one of W runs of neighbours."""
-        size = len(rows) // self.count
-        return rows[self.number * size : (self.number + 1) * size]
+        """This rank's rows [..., B / W] of global batches [..., B]: one of W runs of neighbours."""
+        size = rows.shape[-1] // self.count
+        return rows[..., self.number * size : (self.number + 1) * size]
 
     def micro_batch(self, *, batch_size: int, micro_batch: int | None) -> int:
         """Images per forward pass of a rank; None: a rank's whole share at once.
@@ -214,16 +208,7 @@ def joined(device: torch.device, environment: Mapping[str, str] | None = None) -
             "and that all were started"
         ) from error
     assert isinstance(control, dist.ProcessGroup)  # every rank is in it
-    tokens: list[str] = [""] * count
-    dist.all_gather_object(tokens, secrets.token_hex(16), group=control)
-    ranks = Ranks(
-        number=dist.get_rank(),
-        count=count,
-        local_number=int(found["LOCAL_RANK"]),
-        local_count=int(found.get("LOCAL_WORLD_SIZE", "1")),
-        host=f"{tokens[0]}-{found.get('GROUP_RANK', '0')}",
-        control=Control(control),
-    )
+    ranks = Ranks(number=dist.get_rank(), count=count, control=Control(control))
     del control  # the last reference is the one that can be closed
     try:
         yield ranks

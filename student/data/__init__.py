@@ -1,9 +1,9 @@
-"""Which rows a step shows, with which records.
+"""Which rows a step shows, with which records: plan -> slabs -> batches -> prefetch.
 
 training_data   the images and the cache of a run
-plan            how many steps there are, and which share a rank shows
+plan            how many steps there are, and which rows a rank shows in each
 shuffle         the order of an epoch
-slabs           the records of each epoch's view, ahead of need
+slabs           the records that an epoch needs, read ahead
 batches         pixels, labels and targets, step by step
 prefetch        batches on their way to the device
 """

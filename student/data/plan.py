@@ -1,7 +1,13 @@
-"""How many steps a run has, and which share of each batch a rank shows."""
+"""How many steps a run has, and which rows a rank shows in each.
+
+B rows of a whole batch, W ranks.
+"""
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from student.data.shuffle import epoch_order
 from student.data.training_data import TrainingData
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
@@ -29,6 +35,19 @@ class Plan:
     def micro_batches_per_step(self) -> int:
         """This rank's forward passes of one optimizer step."""
         return self.batch_size // (self.micro_batch * self.ranks.count)
+
+    def own_rows(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """The rows that this rank shows in an epoch, step by step: int64 [steps, B / W].
+
+        Args:
+            rows: int64 [N] all rows that are trained on.
+            epoch: from 0.
+        """
+        order = epoch_order(len(rows), seed=self.seed, epoch=epoch)
+        shown = order[: self.steps_per_epoch * self.batch_size]
+        batches = shown.reshape(self.steps_per_epoch, self.batch_size)
+        own: np.ndarray = rows[self.ranks.share(batches)]
+        return own
 
 
 def plan_run(recipe: StudentRecipe, data: TrainingData, ranks: Ranks = ALONE) -> Plan:

@@ -1,6 +1,6 @@
-"""All rows of one view, read from their blocks, every byte checked against the ledger.
+"""The records of one view, read from their blocks, every byte checked against the ledger.
 
-V views, N rows (images), K kept classes, T temperatures.
+V views, N rows (images), M rows that are kept, K kept classes, T temperatures.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,8 +12,8 @@ import numpy as np
 from teacher_cache.cache.blocks import read_entry
 from teacher_cache.cache.cache import Cache
 from teacher_cache.errors import DamagedRecords, MissingRecords, repair_advice
-from teacher_cache.format.arrays import decode_shard, shard_key
-from teacher_cache.format.layout import RECORD_ARRAYS, Layout, Memory, private_memory
+from teacher_cache.format.arrays import decode_kept_rows, decode_shard, shard_key
+from teacher_cache.format.layout import RECORD_ARRAYS, Layout
 from teacher_cache.parallel_map import mapped_ahead
 from teacher_cache.record import ROWS_PER_CHECK
 from teacher_cache.storage.keys import MANIFEST
@@ -25,34 +25,54 @@ AHEAD = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slab:
-    """All rows of one view, in memory."""
+    """The records of one view in memory: of all its rows, or of those that a process needs."""
 
     view: int
     ids_NK: np.ndarray
     logp_NK: np.ndarray
     tail_NT: np.ndarray
     check: np.ndarray
+    """Of the whole view."""
     absent_rows: frozenset[int]
+    """Of the whole view."""
+    kept_M: np.ndarray | None = None
+    """int64 [M] the rows whose records the arrays hold, ascending; None: all."""
+
+    def positions_of(self, rows_B: np.ndarray) -> np.ndarray:
+        """Where in the arrays of records some rows are: int64 [B].
+
+        Raises:
+            ValueError: a row that was not kept.
+        """
+        if self.kept_M is None:
+            return rows_B
+        found_B = np.searchsorted(self.kept_M, rows_B)
+        if not np.array_equal(self.kept_M.take(found_B, mode="clip"), rows_B):
+            raise ValueError(f"view {self.view}: asked for records of rows that were not kept")
+        return found_B
 
 
-def read_slab(cache: Cache, view: int, memory: Memory = private_memory) -> Slab:
-    """Read and check all records of one view, a block after the other.
+def read_slab(cache: Cache, view: int, kept_M: np.ndarray | None = None) -> Slab:
+    """Read and check all records of one view, a block after the other, and keep some or all.
 
     Args:
         cache: the cache.
         view: which view.
-        memory: where the records go.
+        kept_M: int64 [M] the rows to keep, ascending; None: all.
 
     Raises:
         MissingRecords: the view is not in the cache, or has rows that are not filled.
         DamagedRecords: bytes that differ from what the ledger committed, naming view and rows.
+        ValueError: rows to keep that are not the view's, or not in ascending order.
     """
-    entries = _entries_of(cache, view)
-    arrays = cache.layout.arrays_in(memory(cache.layout.nbytes))
+    layout, entries = cache.layout, _entries_of(cache, view)
+    if kept_M is not None and not _is_ascending(kept_M, layout.rows):
+        raise ValueError(f"the rows to keep are not in ascending order below {layout.rows}")
+    arrays = layout.empty_arrays(None if kept_M is None else len(kept_M))
     for entry, files in zip(entries, _verified_ahead(cache, entries), strict=True):
-        _decode(cache, entry, entry.block.shard, files, cache.layout, arrays)
+        _decode(cache, entry, entry.block.shard, files, layout, arrays, kept_M)
     absent = frozenset(row for entry in entries for row in _absent_rows_of(cache, entry))
-    return slab_of(cache.layout, view, arrays, absent)
+    return _slab_of(layout, view, arrays, absent, kept_M)
 
 
 def read_block(cache: Cache, block: BlockId) -> Slab:
@@ -74,16 +94,16 @@ def decoded_block(cache: Cache, entry: BlockEntry, files: Mapping[str, bytes]) -
     """
     rows = cache.rows(entry.block.shard)
     layout = replace(cache.layout, rows=len(rows))
-    arrays = layout.arrays_in(private_memory(layout.nbytes))
+    arrays = layout.empty_arrays()
     _decode(cache, entry, 0, files, layout, arrays)
-    return slab_of(layout, entry.block.view, arrays, _absent_rows_of(cache, entry))
+    return _slab_of(layout, entry.block.view, arrays, _absent_rows_of(cache, entry))
 
 
 def absent_rows_in(cache: Cache, entry: BlockEntry, files: Mapping[str, bytes]) -> frozenset[int]:
     """The rows of a block that hold fill values, read off its records."""
     rows = cache.rows(entry.block.shard)
     layout = replace(cache.layout, rows=len(rows))
-    arrays = layout.arrays_in(private_memory(layout.nbytes))
+    arrays = layout.empty_arrays()
     _decode(cache, entry, 0, {"ids": files["ids"]}, layout, arrays)
     first = arrays["ids"][: len(rows), 0]
     absent = np.flatnonzero(first == np.iinfo(first.dtype).max) + rows.start
@@ -97,8 +117,11 @@ def _decode(
     files: Mapping[str, bytes],
     layout: Layout,
     arrays: Mapping[str, np.ndarray],
+    kept_M: np.ndarray | None = None,
 ) -> None:
     """Decode a block's files, by array, as the `shard`-th of some arrays.
+
+    Of `ids`, `logp` and `tail` the arrays hold the records of `kept_M` alone, if it is given.
 
     Raises:
         DamagedRecords: bytes that no writer of this format makes.
@@ -106,21 +129,34 @@ def _decode(
     try:
         # decoded from the very bytes that were verified
         for name, data in files.items():
-            decode_shard(name, shard, data, layout, arrays[name])
+            if kept_M is None or name == "check":
+                decode_shard(name, shard, data, layout, arrays[name])
+            else:
+                decode_kept_rows(name, shard, data, layout, kept_M, arrays[name])
     except ValueError as error:
         raise DamagedRecords(
             f"{block_name(cache, entry.block)}: cannot be decoded: {error}"
         ) from error
 
 
-def slab_of(
-    layout: Layout, view: int, arrays: Mapping[str, np.ndarray], absent_rows: frozenset[int]
+def _slab_of(
+    layout: Layout,
+    view: int,
+    arrays: Mapping[str, np.ndarray],
+    absent_rows: frozenset[int],
+    kept_M: np.ndarray | None = None,
 ) -> Slab:
-    """A view's arrays, as `Layout.arrays_in` laid them out, without their padding."""
+    """A view's arrays, as `Layout.empty_arrays` makes them, without their padding."""
     rows = layout.rows
     ids, logp, tail = (arrays[name][:rows] for name in ("ids", "logp", "tail"))
     check = arrays["check"][: -(-rows // ROWS_PER_CHECK), 0]
-    return Slab(view, ids, logp, tail, check, absent_rows)
+    return Slab(view, ids, logp, tail, check, absent_rows, kept_M)
+
+
+def _is_ascending(rows_M: np.ndarray, end: int) -> bool:
+    """Whether they are distinct row numbers below `end`, in order."""
+    inside = len(rows_M) == 0 or (rows_M[0] >= 0 and rows_M[-1] < end)
+    return bool(inside and (rows_M[1:] > rows_M[:-1]).all())
 
 
 def block_name(cache: Cache, block: BlockId) -> str:

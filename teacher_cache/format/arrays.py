@@ -67,9 +67,6 @@ def encode_shard(
 def decode_shard(name: str, shard: int, data: bytes, layout: Layout, rows: np.ndarray) -> None:
     """Decode one array's shard of a block into its rows of a view's array.
 
-    Zarr's arithmetic by hand: of bytes whose digest was just compared it need not be asked how
-    they are laid out, and 300 chunks cost it more than decoding them does.
-
     Args:
         name: which array.
         shard: the block's shard.
@@ -80,13 +77,47 @@ def decode_shard(name: str, shard: int, data: bytes, layout: Layout, rows: np.nd
     Raises:
         ValueError: bytes that are no such shard.
     """
+    for place, chunk in _chunks(name, shard, data, layout, len(rows)):
+        decode_chunk(name, chunk, rows[place].reshape(-1), layout.encoding)
+
+
+def decode_kept_rows(
+    name: str, shard: int, data: bytes, layout: Layout, kept_M: np.ndarray, out_MK: np.ndarray
+) -> None:
+    """Decode one array's shard of a block, chunk by chunk, and keep only the records of some rows.
+
+    Args:
+        name: which array: one that has an entry a row.
+        shard: the block's shard.
+        data: the shard's bytes.
+        layout: the shape of the view's arrays.
+        kept_M: int64 [M] ascending rows of the view, of any of its shards.
+        out_MK: [M, width] the records of `kept_M`; those of this shard are written.
+
+    Raises:
+        ValueError: bytes that are no such shard.
+    """
+    decoded = np.empty((layout.chunk_rows, out_MK.shape[1]), out_MK.dtype)
+    for place, chunk in _chunks(name, shard, data, layout, layout.rows):
+        decode_chunk(name, chunk, decoded.reshape(-1), layout.encoding)
+        first, last = np.searchsorted(kept_M, (place.start, place.stop))
+        out_MK[first:last] = decoded.take(kept_M[first:last] - place.start, axis=0)
+
+
+def _chunks(
+    name: str, shard: int, data: bytes, layout: Layout, end: int
+) -> Iterator[tuple[slice, bytes]]:
+    """Each chunk of a shard that begins before entry `end`: its place in the array, its bytes.
+
+    Zarr's arithmetic by hand: of bytes whose digest was just compared it need not be asked how
+    they are laid out, and 300 chunks cost it more than decoding them does.
+    """
     entries = ROWS_PER_CHECK if name == "check" else 1
     chunk_rows, shard_rows = layout.chunk_rows // entries, layout.rows_per_shard // entries
     for chunk, (offset, length) in enumerate(chunk_index(data, shard_rows // chunk_rows)):
         start = shard * shard_rows + chunk * chunk_rows
-        if start < len(rows):
-            out = rows[start : start + chunk_rows].reshape(-1)
-            decode_chunk(name, chunk_bytes(data, offset, length), out, layout.encoding)
+        if start < end:
+            yield slice(start, start + chunk_rows), chunk_bytes(data, offset, length)
 
 
 def chunk_index(data: bytes, count: int) -> list[tuple[int, int]]:

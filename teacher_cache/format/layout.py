@@ -3,8 +3,6 @@
 The numbers that the format fixes stand here and nowhere else.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +14,6 @@ RECORD_ARRAYS = ("ids", "logp", "tail", "check")
 SOURCE_ARRAY = "source"
 INDEX_BYTES_PER_CHUNK = 16
 """A shard ends in (offset, length) of each of its chunks, and the CRC-32C of those pairs."""
-
-Memory = Callable[[int], np.ndarray]
-"""From a number of bytes to as many: uint8 [bytes], writable."""
-
-
-def private_memory(size: int) -> np.ndarray:
-    """Memory of this process alone."""
-    return np.empty(size, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +63,26 @@ class Layout:
         chunks = self.rows_per_shard // self.chunk_rows
         return plain + plain // 8 + chunks * (INDEX_BYTES_PER_CHUNK + 4096)
 
-    @property
-    def nbytes(self) -> int:
-        """What one view's arrays weigh in memory, rows padded to whole chunks."""
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._places())
+    def slab_bytes(self, kept_rows: int) -> int:
+        """What the records of so many rows weigh in memory, with the view's `check`."""
+        record = self.k * (self.ids_dtype.itemsize + 2) + self.temperatures * 2
+        return kept_rows * record + 4 * -(-self.rows // ROWS_PER_CHECK)
 
-    def arrays_in(self, memory: np.ndarray) -> dict[str, np.ndarray]:
-        """One view's arrays in `nbytes` bytes of memory: [rows, padded to whole chunks; width]."""
-        arrays, at = {}, 0
-        for name, (shape, dtype) in zip(RECORD_ARRAYS, self._places(), strict=True):
-            size = math.prod(shape) * dtype.itemsize
-            arrays[name] = memory[at : at + size].view(dtype).reshape(shape)
-            at += size
-        return arrays
+    def empty_arrays(self, kept_rows: int | None = None) -> dict[str, np.ndarray]:
+        """Room for one view's arrays, by name, to be decoded into.
 
-    def _places(self) -> list[tuple[tuple[int, int], np.dtype[Any]]]:
-        # a chunk's rows are a multiple of 32, so every array begins at a multiple of 64 bytes
-        rows = -(-self.rows // self.chunk_rows) * self.chunk_rows
-        half, check = np.dtype("<f2"), np.dtype("<u4")
-        widths = ((self.k, self.ids_dtype), (self.k, half), (self.temperatures, half))
-        return [((rows, k), dtype) for k, dtype in widths] + [((rows // ROWS_PER_CHECK, 1), check)]
+        Args:
+            kept_rows: M, how many rows' records are kept; None: all.
+
+        Returns:
+            `ids`, `logp` and `tail`: [rows, padded to whole chunks; width], or [M, width]. `check`
+            is small and always whole: [entries, padded to whole chunks; 1].
+        """
+        padded = -(-self.rows // self.chunk_rows) * self.chunk_rows
+        records = padded if kept_rows is None else kept_rows
+        return {
+            "ids": np.empty((records, self.k), self.ids_dtype),
+            "logp": np.empty((records, self.k), "<f2"),
+            "tail": np.empty((records, self.temperatures), "<f2"),
+            "check": np.empty((padded // ROWS_PER_CHECK, 1), "<u4"),
+        }

@@ -15,8 +15,10 @@ from small import (
     to_toml,
 )
 
+from student.data.plan import plan_run
 from student.data.slabs import Waiting, prefetched_slabs
 from student.data.training_data import replayed_data
+from student.ranks import Ranks
 from student.recipe import StudentRecipe
 from student.runs.checkpoint import load_checkpoint
 from student.training.start import start_or_continue
@@ -37,8 +39,12 @@ def forget(root, view):
         path.unlink()
 
 
+def recipe_of(**changes):
+    return parse_recipe(student_document(**changes), StudentRecipe, source="test")
+
+
 def training(tmp_path, scans, cache, **options):
-    recipe = parse_recipe(student_document(), StudentRecipe, source="test")
+    recipe = recipe_of()
     data = replayed_data(recipe, rebase(cache.index, scans / "train"), cache, **options)
     validation = index_images(scans / "val")
     run = start_or_continue(tmp_path / "run", recipe, data, validation)
@@ -104,15 +110,23 @@ def test_a_student_that_waits_can_be_stopped_and_keeps_its_state(own_cache, scan
     assert load_checkpoint(tmp_path / "run" / "last.pt").step == 5
 
 
-def test_a_view_to_be_appended_is_waited_for(own_cache, scans):
-    slabs = prefetched_slabs(open_cache(Disk(own_cache)), [2, 3], follow_timeout_s=60.0)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_view_to_be_appended_is_waited_for(own_cache, scans, count):
+    student, cache = recipe_of(schedule__epochs=4), open_cache(Disk(own_cache))
+    data = replayed_data(
+        student, rebase(cache.index, scans / "train"), cache, follow_timeout_s=60.0
+    )
+    plan = plan_run(student, data, Ranks(count - 1, count))
+    slabs = prefetched_slabs(data, plan, range(2, 4))
     assert next(s for s in slabs if not isinstance(s, Waiting)).view == 2
     assert isinstance(next(slabs), Waiting)
     recipe, index = cache_recipe(views__count=4), index_images(scans / "train")
     open_or_create(Disk(own_cache), recipe, index, build_teacher(recipe, index))
     assert isinstance(next(slabs), Waiting)
     fill_cache(own_cache, scans / "train", recipe)
-    assert next(s for s in slabs if not isinstance(s, Waiting)).view == 3
+    slab = next(s for s in slabs if not isinstance(s, Waiting))
+    assert slab.view == 3
+    assert len(slab.ids_NK) == (90 if count == 1 else 5 * 16 // 2)
 
 
 def with_other_pillow(root):

@@ -185,7 +185,8 @@ def test_the_figures_are_those_of_dense_arithmetic():
 def test_the_plan_predicts_what_the_cache_will_weigh(cli, filled, scans, tmp_path):
     recipe = tmp_path / "cache.toml"
     recipe.write_text(to_toml(cache_document()))
-    facts = json.loads(cli("plan-cache", recipe, "--data", scans / "train", "--json").stdout)
+    command = ("plan-cache", recipe, "--data", scans / "train", "--ranks", 3, "--json")
+    facts = json.loads(cli(*command).stdout)
     assert (facts["images"], facts["views"], facts["records"], facts["sample"]) == (90, 3, 270, 64)
     names = ("ids", "logp", "tail", "check")
     actual = sum(p.stat().st_size for n in names for p in (filled.place.root / n).glob("c.*")) / 270
@@ -193,7 +194,13 @@ def test_the_plan_predicts_what_the_cache_will_weigh(cli, filled, scans, tmp_pat
     assert facts["teacher, hours"] <= facts["one process with decoding, hours"]
     slab = read_slab(filled, 0)
     size = sum(a.nbytes for a in (slab.ids_NK, slab.logp_NK, slab.tail_NT, slab.check))
-    assert facts["MB of two slabs in memory"] == pytest.approx(2 * size / 1e6, abs=0.06)
+    assert facts["MB of two slabs in memory"] == pytest.approx(2 * size / 1e6, rel=0.01)
+    assert facts["ranks of a host"] == 3
+    of_a_rank, of_a_host = (
+        facts[f"MB of records in a {owner}'s memory, at most"] for owner in ("rank", "host")
+    )
+    assert of_a_host == pytest.approx(3 * of_a_rank, rel=0.01)
+    assert of_a_host > facts["MB of two slabs in memory"] > of_a_rank / 3
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
