@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import describe
 from student.data.batches import MicroBatch, batches
 from student.data.plan import plan_run
-from student.data.prefetch import fed
+from student.data.prefetch import on_device
 from student.data.training_data import plain_data
 from student.loss import SparseTarget
 from student.models.build import ModelError
@@ -157,7 +157,7 @@ def student_row(
     trainee = Trainee.build(recipe, CLASSES, scale.size, device)
     watch = Stopwatch()
     with _stream(recipe, device, scale, data) as stream:
-        ready = (step for step in fed(stream, device, watch) if step)  # none: images are slow
+        ready = (step for step in on_device(stream, device, watch) if step)  # none: images are slow
         for step in range(scale.warm_up):
             trainee.step(next(ready), lr=0.001, step=step)
         finish(device)

@@ -1,4 +1,4 @@
-"""Slab + seeded order + rendered pixels -> batches, step by step and in one fixed order.
+"""Rendered pixels and the records of an epoch's slab -> batches, step by step in the seeded order.
 
 B rows of a micro-batch, K kept classes.
 """
@@ -38,9 +38,10 @@ class MicroBatch:
 def batches(
     data: TrainingData, plan: Plan, *, start_step: int, settings: LoaderSettings
 ) -> "Batches":
-    """One list of micro-batches a step, from `start_step` to the end; empty ones while waiting.
+    """One list of micro-batches for each step from `start_step` to the end of the run.
 
-    Workers begin at once.
+    While images or records are waited for, the lists are empty. The loader's workers begin to
+    render at once.
 
     Raises:
         ImagesError: an image that cannot be read.
@@ -72,7 +73,7 @@ class Batches(Iterator[list[MicroBatch]]):
         self._steps = self._all(data, plan, start_step)
 
     def __next__(self) -> list[MicroBatch]:
-        """The next step's micro-batches; none after `POLL_S` without them."""
+        """The next step's micro-batches; an empty list if they are not there within `POLL_S`."""
         started = time.perf_counter()
         self.waiting_for = None
         try:
@@ -84,7 +85,7 @@ class Batches(Iterator[list[MicroBatch]]):
             self.waited_s += time.perf_counter() - started
 
     def close(self) -> None:
-        """End workers and reading; batches already given stay valid."""
+        """End the workers and the reading of records; batches that were handed out stay valid."""
         self._steps.close()
         self._loader.close()
 
@@ -97,25 +98,34 @@ class Batches(Iterator[list[MicroBatch]]):
     def _all(
         self, data: TrainingData, plan: Plan, start_step: int
     ) -> Generator[list[MicroBatch], None, None]:
-        step = start_step
-        for slab in _slabs(data, plan, range(step // plan.steps_per_epoch, plan.epochs)):
+        """Every step's micro-batches in turn, with the records of their epoch's view."""
+        first_epoch, first_step = divmod(start_step, plan.steps_per_epoch)
+        for slab in _slabs(data, plan, range(first_epoch, plan.epochs)):
             if isinstance(slab, Waiting):
                 self.waiting_for = "view"
                 yield []
                 continue
             if slab is not None:
                 _require_known_absences(data, slab)
-            for _ in range(plan.steps_per_epoch - step % plan.steps_per_epoch):
-                step_batches = []
-                for _ in range(plan.micro_batches_per_step):
-                    while not self._loader.ready(POLL_S):
-                        self.waiting_for = "images"
-                        yield []
-                    step_batches.append(_micro_batch(data, next(self._loader), slab))
-                yield step_batches
-                # what is still referred to here could not be rendered into
-                del step_batches
-                step += 1
+            for _ in range(first_step, plan.steps_per_epoch):
+                yield from self._step(data, plan, slab)
+            first_step = 0
+
+    def _step(
+        self, data: TrainingData, plan: Plan, slab: Slab | None
+    ) -> Iterator[list[MicroBatch]]:
+        """One step's micro-batches, after an empty list for every `POLL_S` of waiting for images.
+
+        It ends with the step, and its references with it: workers render into a slot of memory
+        again once nothing refers to its pixels.
+        """
+        step_batches = []
+        for _ in range(plan.micro_batches_per_step):
+            while not self._loader.ready(POLL_S):
+                self.waiting_for = "images"
+                yield []
+            step_batches.append(_micro_batch(data, next(self._loader), slab))
+        yield step_batches
 
 
 def _slabs(data: TrainingData, plan: Plan, epochs: range) -> Iterable[Slab | Waiting | None]:
@@ -126,6 +136,7 @@ def _slabs(data: TrainingData, plan: Plan, epochs: range) -> Iterable[Slab | Wai
 
 
 def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Request]:
+    """The pictures of every micro-batch of this rank, from a step to the end of the run."""
     first_epoch, first_step = divmod(start_step, plan.steps_per_epoch)
     for epoch in range(first_epoch, plan.epochs):
         own = plan.own_rows(data.rows, epoch)[first_step if epoch == first_epoch else 0 :]
@@ -134,6 +145,13 @@ def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Reque
 
 
 def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> MicroBatch:
+    """Rendered images with their labels and targets, once they are proved to be the teacher's.
+
+    Raises:
+        ImagesError: an image that cannot be read.
+        ImagesChanged: an image whose bytes are not those that the teacher read.
+        ReplayRefused: pixels that are not those the teacher saw.
+    """
     for row, reason in images.unreadable.items():
         raise ImagesError(
             f"{data.index.name_of(row)}: {reason}: repair or remove it; the state "
@@ -163,6 +181,11 @@ def targets_of(slab: Slab, rows_B: np.ndarray, temperature_column: int) -> Spars
 
 
 def _require_known_absences(data: TrainingData, slab: Slab) -> None:
+    """Refuse a view without the records of an image that this run trains on.
+
+    Raises:
+        MissingRecords: saying how many, and which is the first.
+    """
     surprising = slab.absent_rows.intersection(data.rows.tolist())
     if surprising:
         row = min(surprising)

@@ -24,7 +24,7 @@ class Plan:
     micro_batch: int
     seed: int
     ranks: Ranks = ALONE
-    """Who of how many this process is: it shows its own share of every batch."""
+    """This process among those that train together: it shows its own share of every batch."""
 
     @property
     def total_steps(self) -> int:
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan_run(recipe: StudentRecipe, data: TrainingData, ranks: Ranks = ALONE) -> Plan:
-    """Cut every epoch into whole batches; the few rows left over differ from epoch to epoch.
+    """Cut every epoch into whole batches; which rows are left out differs from epoch to epoch.
 
     Raises:
         ImagesError: fewer images than one batch.

@@ -17,26 +17,27 @@ from teacher_cache.stopwatch import Stopwatch
 StepBatches = Sequence[MicroBatch]
 
 
-def fed(
+def on_device(
     stream: Iterator[StepBatches], device: torch.device, watch: Stopwatch
 ) -> Iterator[StepBatches]:
     """The stream's batches on the device, in order.
 
-    On CUDA a stream of its own copies a batch while the step before it is still computed: steps are
-    launched, not waited for, so this is asked for the next batch long before the device is free. On
-    the CPU batches pass as they are. Tensors of a batch are good until the next one is asked for.
+    On CUDA a separate stream copies a batch while the device still computes the step before it: the
+    host launches steps and does not wait for them, so it asks for the next batch long before the
+    device is free. On the CPU batches are handed on as they are. The tensors of a batch are valid
+    until the next batch is asked for.
 
     Args:
-        stream: from `student.data.batches.batches`; an empty batch means that the cache is
-            waited for.
+        stream: from `student.data.batches.batches`; empty lists, while images or records are waited
+            for, are handed on.
         device: the student's.
-        watch: counts under `data_wait` how long the stream was waited for, under `copy` what
-            pinning and starting the copies took.
+        watch: counts under `data_wait` how long the stream was waited for, under `copy` how long
+            it took to pin memory and to start the copies.
     """
     copier = torch.cuda.Stream(device) if device.type == "cuda" else None
     while True:
-        # What the loader is let go of here may be written to once the stream that is current has
-        # come so far: the copier's, which waits for no step.
+        # The loader writes to released memory again when the current CUDA stream has reached this
+        # point. The copying stream is made the current one, since it waits for no training step.
         with watch.during("data_wait"), _current(copier):
             batches = next(stream, None)
         if batches is None:

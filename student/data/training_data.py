@@ -37,7 +37,7 @@ class TrainingData:
         return epoch % self.cache.view_count if self.cache and self.reuse_views else epoch
 
     def settings(self, recipe: StudentRecipe) -> dict[str, Any]:
-        """A recipe as it counts: with the student's size, and the views of the cache, if any."""
+        """A recipe's settings as they take effect: the size is filled in, the views the cache's."""
         document = recipe.model_dump(mode="json")
         document["student"]["size"] = self.renderer.size
         if self.cache is not None:
@@ -95,7 +95,7 @@ def replayed_data(
 
     Raises:
         ReplayRefused: other pixel libraries, or views that the recipe wants otherwise.
-        MissingRecords: fewer views than epochs, and no leave to reuse them.
+        MissingRecords: fewer views than epochs, while views.reuse is not set.
         CacheError: a temperature whose tails the cache does not hold.
     """
     cached = cache.manifest.parsed_recipe()

@@ -14,7 +14,7 @@ import torch
 
 from student.data.batches import Batches, batches
 from student.data.plan import Plan, plan_run
-from student.data.prefetch import fed
+from student.data.prefetch import on_device
 from student.data.training_data import TrainingData
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
@@ -157,7 +157,7 @@ def _train(job: _Job) -> Iterator[Progress]:
         recipe.loader.workers, recipe.loader.memory_mb, pinned=job.device.type == "cuda"
     )
     with batches(job.data, plan, start_step=state.step, settings=settings) as stream:
-        for step_batches in fed(stream, job.device, job.interval.watch):
+        for step_batches in on_device(stream, job.device, job.interval.watch):
             if not step_batches:
                 yield from _waiting(job, stream)
                 continue

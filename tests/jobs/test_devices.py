@@ -17,7 +17,7 @@ from small import CPU, build_teacher, cache_recipe, fill_cache, student_document
 
 from student.data.batches import MicroBatch, batches
 from student.data.plan import plan_run
-from student.data.prefetch import fed
+from student.data.prefetch import on_device
 from student.data.training_data import replayed_data
 from student.recipe import StudentRecipe
 from student.results.evaluate import evaluate_run
@@ -126,7 +126,7 @@ def test_batches_on_the_device_are_those_that_were_rendered_however_late_they_ar
             yield [MicroBatch(found.request.rows, found.pixels_GBHWC[0], labels, None)]
 
     with rendered(renderer, requests, settings, largest=(1, 10)) as loader:
-        for (batch,) in fed(delayed(loader), device, Stopwatch()):
+        for (batch,) in on_device(delayed(loader), device, Stopwatch()):
             late()  # the use
             seen.append(batch.pixels_BHWC.clone())
     for request, pixels in zip(requests, seen, strict=True):
@@ -149,7 +149,7 @@ def test_a_step_waits_for_nothing_on_the_device(device, without_waiting, scans, 
     trainee = Trainee.build(recipe, data.class_count, data.renderer.size, device)
     settings = LoaderSettings(1, pinned=device.type == "cuda")
     with batches(data, plan_run(recipe, data), start_step=0, settings=settings) as stream:
-        ready = (step for step in fed(stream, device, Stopwatch()) if step)
+        ready = (step for step in on_device(stream, device, Stopwatch()) if step)
         # the first two, in which libraries prepare themselves, may wait
         losses = [trainee.step(next(ready), lr=0.01, step=step) for step in (0, 1)]
         with without_waiting():

@@ -30,15 +30,14 @@ def test_the_order_is_fixed_for_ever():
     assert step_seed(seed=1, step=2, rank=3) == 4380208179237407043
 
 
-@pytest.mark.parametrize("at", [0, 65_535, 65_536, 199_998])
-def test_equal_words_come_by_position(at):
-    """Wherever in the order they meet, also where the words are looked at in parts."""
-    words = np.random.default_rng(at).permutation(200_000).astype("<u8")
-    order = np.argsort(words)
-    words[order[at + 1]] = words[order[at]]
-    expected = np.argsort(words, kind="stable")
-    assert ascending(words).tolist() == expected.tolist()
-    assert ascending(np.zeros(100_000, "<u8")).tolist() == list(range(100_000))
+@pytest.mark.parametrize("at", [0, 65_535, 65_536, 131_071])
+def test_equal_words_come_by_position_wherever_in_the_order_they_meet(at):
+    for seed in range(8):  # argsort may happen to keep the order of some
+        words = np.random.default_rng(seed).permutation(140_000).astype("<u8")
+        order = np.argsort(words)
+        words[order[at + 1]] = words[order[at]]
+        expected = np.argsort(words, kind="stable")
+        np.testing.assert_array_equal(ascending(words), expected)
 
 
 def test_step_seeds_fit_torch_and_differ_by_step_seed_and_rank():
