@@ -1,4 +1,4 @@
-"""The blocks of a cache: which of them the ledger names, and how one is read, written, withdrawn.
+"""The blocks of a cache: which of them the ledger names; reading, writing and withdrawing one.
 
 K kept classes, S rows a shard.
 """
@@ -58,16 +58,16 @@ def missing_blocks(cache: Cache) -> list[BlockId]:
 
 
 def complete_views(cache: Cache) -> list[int]:
-    """The views whose blocks the ledger names, every one."""
+    """The views all of whose blocks the ledger names."""
     incomplete = {block.view for block in missing_blocks(cache)}
     return [view for view in range(cache.view_count) if view not in incomplete]
 
 
 def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
-    """The entry of a block, or None where it is not committed.
+    """The entry of a block; None if the block is not committed.
 
     Raises:
-        DamagedRecords: an entry that is damaged, or another cache's.
+        DamagedRecords: the entry is damaged, or belongs to another cache.
     """
     key = block_key(block)
     data = cache.place.read(key, at_most=MOST_ENTRY_BYTES)
@@ -97,15 +97,15 @@ def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
 def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     """Commit one block: encode its files, publish them, name them in the ledger.
 
-    Any number of processes may write the same block: the first one's records stay, whole.
+    Any number of processes may write the same block: the records of the first stay.
 
     Returns:
-        How many bytes the files have; 0 where the block was committed before.
+        How many bytes the files have; 0 if the block was committed before.
 
     Raises:
-        ValueError: records of another shape than the block's rows, or of images that no source
-            entry names yet.
-        OSError, StoreError: it cannot be written; nothing is committed then.
+        ValueError: the number of records is not that of the block's rows, or no source entry names
+            the images of the shard yet.
+        OSError, StoreError: a file cannot be written; nothing is committed then.
     """
     shard = block.id.shard
     rows = cache.rows(shard)
@@ -131,6 +131,6 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
 
 
 def withdraw_block(cache: Cache, block: BlockId, folder: str) -> None:
-    """Take a block out, into quarantine, so that the next cache-teacher computes it anew."""
+    """Move a block to the quarantine, so that the next cache-teacher computes it again."""
     files = [shard_key(name, block) for name in RECORD_ARRAYS]
     cache.place.withdraw(block_key(block), files, folder)
