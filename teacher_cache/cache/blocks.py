@@ -85,6 +85,7 @@ def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
             f"({entry.owner.cache_id[:8]}, this one is {cache.owner.cache_id[:8]}): its records "
             f"were copied here from there: {repair_advice(cache.place)}"
         )
+    # The keys follow from the block, so an entry cannot make a reader open any other file.
     expected = {shard_key(name, block) for name in RECORD_ARRAYS}
     if {file.key for file in entry.files} != expected:
         raise DamagedRecords(
@@ -114,7 +115,7 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     source = cache.sources.of(shard)
     if source is None:
         raise ValueError(f"no source entry names the images of shard {shard}: commit it first")
-    if is_committed(cache.place, block.id):
+    if is_committed(cache.place, block.id):  # nothing needs to be encoded then
         return 0
     documents = descriptions(cache.layout, cache.view_count)
     logp = stored_logp(block.topk.logp_BK, cache.layout.encoding)
@@ -126,6 +127,7 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     }
     stored = tuple(StoredFile.of(key, data) for key, data in files.items())
     entry = BlockEntry(cache.owner, block.id, stored, source.sha256, producer, {})
+    # If another writer was faster, its records stay, which are as good as these.
     cache.place.publish(block_key(block.id), encode_block(entry), files)
     return sum(file.size for file in stored)
 

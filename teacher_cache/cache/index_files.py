@@ -79,6 +79,7 @@ def read_index(place: Place, root: Path, *, rows: int) -> ImageIndex:
         _numbers("labels", chunk("labels", 8 * rows)),
         Names(chunk("keys", MOST_KEY_BYTES * rows)),
     )
+    # A class map may name more classes than there are images.
     ids = _numbers("class_ids", chunk("class_ids", 8 * max(rows, 1 << 20)))
     classes = _split("classes", chunk("classes", MOST_KEY_BYTES * len(ids)))
     if len(keys) != rows or len(labels) != rows:

@@ -130,7 +130,7 @@ class Sources:
             file, data = self.file_of(shard, crc)
             entry = SourceEntry(self.owner, shard, file, tuple(sorted(absent_rows)), producer)
             self.place.publish(source_key(shard), encode_source(entry), {file.key: data})
-            known = self.of(shard)
+            known = self.of(shard)  # it may be another writer's, and is compared below
             assert known is not None, "an entry that was published can be read"
         self.require(known, crc, absent_rows)
         return known

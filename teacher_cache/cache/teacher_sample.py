@@ -80,6 +80,7 @@ class TeacherSample:
             _array(document["labels"], "int64", (count,), 0, 2**31),
             _array(document["ids"], "int64", (count, k), 0, layout.class_count - 1),
             _array(document["logp"], "float16", (count, k), LOWEST_LOGP, 0),
+            # a tail's log-mass may be above 0: at a high temperature it sums over many classes
             _array(tail, "float16", (count, layout.temperatures), -np.inf, 65504),
             _array(document["probability"], "float32", (count,), 0, 1),
             {str(name): float(value) for name, value in document["measures"].items()},
@@ -119,7 +120,7 @@ def _array(
     values: Any, dtype: str, shape: tuple[int, ...], lowest: float, highest: float
 ) -> np.ndarray:
     found = np.asarray(values)
-    kinds = "iu" if dtype == "int64" else "iuf"
+    kinds = "iu" if dtype == "int64" else "iuf"  # JSON may write 0.0 as 0
     if found.shape != shape or found.dtype.kind not in kinds:
         raise ValueError(f"it holds {found.dtype} {found.shape}, {dtype} {shape} is expected")
     if not ((found >= lowest) & (found <= highest)).all():

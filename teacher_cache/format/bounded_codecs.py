@@ -46,6 +46,8 @@ def _stated_size(data: bytes) -> int:
         raise ValueError("a chunk is no zstd frame")
     descriptor = data[4]
     is_single_segment = bool(descriptor & 32)
+    # The upper bits of the descriptor tell the width of the size; the lower ones, of a dictionary's
+    # id.
     width = (int(is_single_segment), 2, 4, 8)[descriptor >> 6]
     start = 5 + int(not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
     stated = data[start : start + width]
@@ -95,9 +97,12 @@ def _chunk_in(data: bytes, out: np.ndarray) -> int:
     """
     if len(data) < 6 or not data.startswith(_PCODEC_MAGIC):
         raise ValueError("a chunk is no file of pcodec's")
-    start = 5 + -(-(7 + data[5] % 64) // 8)  # past the hint at how many values there are
+    # The header holds a hint at the number of values: 6 bits say how many bits the hint has, less
+    # one.
+    start = 5 + -(-(7 + data[5] % 64) // 8)
     if data[start : start + 1] != _PCODEC_VERSION:
         raise ValueError("a chunk is of another version of pcodec's format than 3")
+    # A byte for the type follows, and three bytes for the number of values, less one.
     type_number, count = data[start + 1 : start + 2], data[start + 2 : start + 5]
     if type_number != bytes([_PCODEC_TYPES[out.dtype.name][1]]):
         raise ValueError(f"a chunk holds values of another type than {out.dtype.name}")

@@ -56,7 +56,7 @@ class Layout:
         """
         entries = self.rows_per_shard // (ROWS_PER_CHECK if name == "check" else 1)
         widths = {"ids": 4 * self.k, "logp": 2 * self.k, "tail": 2 * self.temperatures}
-        plain = entries * widths.get(name, 4)
+        plain = entries * widths.get(name, 4)  # ids may take 2 bytes, but 4 is a bound for both
         chunks = self.rows_per_shard // self.chunk_rows
         return plain + plain // 8 + chunks * (INDEX_BYTES_PER_CHUNK + 4096)
 

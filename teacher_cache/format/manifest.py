@@ -89,6 +89,7 @@ class Manifest:
                 f"{FORMAT_VERSION}: fill a new cache with cache-teacher and another --out, or use "
                 "the release that wrote this one"
             )
+        # Any other set of fields would not give a manifest; the digest finds every other damage.
         if set(document) != {each.name for each in fields(cls)} or digest_of(document) != (
             attributes or {}
         ).get("retort_sha256"):
@@ -126,6 +127,7 @@ class Manifest:
         if not (
             all(isinstance(table, dict) for table in tables)
             and all(isinstance(t, str) and len(t) <= MOST_CHARACTERS for t in self._texts())
+            # not isinstance: JSON's true is a bool, which Python counts as an int
             and all(type(count) is int and 0 < count <= MOST_IMAGES for count in counts)
         ):
             raise CacheError(f"{source}/zarr.json: the manifest is not one of format 2")
@@ -194,6 +196,7 @@ class Manifest:
             **flat,
             "teacher normalization (mean, std)": normalization,
             "storage.encoding": recipe.storage.encoding.value,
+            # digests are shown to the user, for whom a beginning tells two of them apart
             "image index": self.index_digest[:16],
             "teacher weights": self.teacher_weights_sha256[:16],
             "classes": self.class_count,

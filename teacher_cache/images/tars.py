@@ -44,6 +44,8 @@ def list_tar(path: Path, inner: str = "") -> Listing:
     if found := _classes(contents):
         _refuse_wrapped(root, found)
         return _listing(root, (archive,), {name: _at(0, f) for name, f in found.items()})
+    # Only tars at the top are classes. They are not unpacked: images are read by their offset in
+    # the outer tar.
     tars = {
         name.removesuffix(".tar"): extent
         for name, extent in contents.files.items()
@@ -109,6 +111,7 @@ def _below(contents: Contents, inner: str, root: Path) -> Contents:
 def _classes(contents: Contents) -> dict[str, dict[str, Extent]]:
     """Class folder -> its images by name; empty if there are no folders."""
     found: dict[str, dict[str, Extent]] = {}
+    # A class folder that has a header but no images must be known, to be refused.
     for name in contents.folders:
         if top := name.partition("/")[0]:
             found.setdefault(top, {})
@@ -147,6 +150,8 @@ def _refuse_wrapped(root: Path, found: Mapping[str, Mapping[str, Extent]]) -> No
     """Refuse a tar whose class folders lie in a folder that would be taken for a class."""
     below = {name.split("/")[1] for files in found.values() for name in files}
     flat = any(name.count("/") == 1 for files in found.values() for name in files)
+    # Class folders may have folders in them. But a single folder, or folders that are all named
+    # like splits, are no classes if there are several folders and no images directly in them.
     if not flat and len(below) > 1 and (len(found) == 1 or _SPLITS.issuperset(found)):
         one = min(found, key=os.fsencode)
         raise ImagesError(

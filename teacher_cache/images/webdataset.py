@@ -100,6 +100,7 @@ def _shards(name: str) -> Shards:
     name, split = split_of(name)
     path = Path(name)
     if path.is_dir():
+        # lexists: an info file that is a broken link must be an error, and not count as missing
         infos = [path / info for info in INFO_FILES if os.path.lexists(path / info)]
         if infos:
             return _stated_shards(infos[0], split, name)

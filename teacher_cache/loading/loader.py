@@ -65,6 +65,7 @@ def rendered(
     bytes_each = int(np.prod(renderer.shape(*largest), dtype=np.int64))
     slot = -(-bytes_each // ALIGNMENT) * ALIGNMENT
     allowed = settings.memory_mb * 1_000_000
+    # One slot is with the reader while workers write into another.
     if 2 * slot > allowed:
         raise UserError(
             f"two batches of {largest[0]} views x {largest[1]} images are {2 * slot / 1e6:.0f} "
@@ -78,7 +79,7 @@ def rendered(
     workers = start_workers(
         renderer, memory, workers=settings.workers, start_method=settings.start_method
     )
-    memory.forget_file()
+    memory.forget_file()  # all workers have been started, and have it
     pin = Pin.of(memory) if settings.pinned else None
     return Loader(
         renderer, iter(requests), RenderQueue(renderer, memory, workers, slots, ahead, pin)

@@ -43,7 +43,7 @@ class SharedBytes:
     def forget_file(self) -> None:
         """Close the file behind the memory. The memory stays, but no further process can get it."""
         if self.fd >= 0:
-            os.close(self.fd)
+            os.close(self.fd)  # `mmap` has its own duplicate
             self.fd = -1
 
     def __del__(self) -> None:

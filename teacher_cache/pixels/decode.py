@@ -126,7 +126,9 @@ def decode_with(engine: Engine, data: bytes, views: Sequence[View] | None = None
     except Exception as error:
         # Given damaged bytes, Pillow's readers raise almost anything (SyntaxError, IndexError,
         # struct.error, ...).
-        raise UnreadableImage(f"{len(data):,} bytes, damaged or truncated: {error}") from error
+        raise UnreadableImage(
+            f"the {len(data):,} bytes are damaged or truncated: {error}"
+        ) from error
 
 
 def _plain_jpeg(data: bytes, views: Sequence[View] | None) -> Picture | None:
@@ -164,8 +166,8 @@ def _load(data: bytes) -> ImageFile.ImageFile:
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
     if reader is None:
         raise UnreadableImage(
-            f"{len(data):,} bytes, not an image in a known format: it starts with {data[:8]!r} "
-            "(known: JPEG, PNG, WebP, TIFF, GIF, BMP, PPM)"
+            f"the {len(data):,} bytes are not an image in a known format: they start with "
+            f"{data[:8]!r} (known: JPEG, PNG, WebP, TIFF, GIF, BMP, PPM)"
         )
     if reader is _JPEG:
         return _loaded(reader, _without_metadata(data))

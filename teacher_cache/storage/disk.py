@@ -92,7 +92,7 @@ class Disk(Place):
                 return
             raise no_cache(str(self), others)
         with self.alone():
-            if self.exists(MANIFEST):
+            if self.exists(MANIFEST):  # while this process waited for the lock
                 return
             rest = {
                 key: data

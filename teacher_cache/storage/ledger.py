@@ -126,7 +126,7 @@ SAMPLE_KEY = "ledger/sample.json"
 def blocks_in(keys: Iterable[str]) -> set[BlockId]:
     """The blocks whose entries are among some keys."""
     found = set()
-    for key in keys:
+    for key in keys:  # which may be keys of other entries, too, and of strangers' files
         match key.split("/"):
             case ("ledger", view, name) if is_number(view) and name.endswith(".json"):
                 shard = name.removesuffix(".json")

@@ -13,6 +13,7 @@ RAND_AUGMENT_OPS = (
 """The fifteen operations of timm's `rand` set (`_RAND_TRANSFORMS`), in its order."""
 
 
+# timm has a second form of these operations, whose severity grows with the level.
 _INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 
 
