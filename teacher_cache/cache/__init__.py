@@ -1,9 +1,9 @@
 """A cache that is open.
 
-cache            `Cache`: created, opened, given room for more views
-blocks           which blocks are committed; one is read, written, withdrawn
-sources          which images the rows are, by the bytes that the teacher read
-index_files      the image index as it is stored
+cache            `Cache`: it is created, opened, and gets more views
+blocks           which blocks are committed; reading, writing, withdrawing one
+sources          which images the rows are, by checksums of the bytes that the teacher read
+index_files      the image index as a cache stores it
 slab             the records of one view in memory, of all its rows or of some
-teacher_sample   what the teacher said of a sample before the first block
+teacher_sample   the teacher's answers on a sample, taken before the first block
 """

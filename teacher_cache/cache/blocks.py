@@ -1,4 +1,4 @@
-"""The blocks of a cache: which of them the ledger names, and how one is read, written, withdrawn.
+"""The blocks of a cache: which of them the ledger names; reading, writing and withdrawing one.
 
 K kept classes, S rows a shard.
 """
@@ -58,16 +58,16 @@ def missing_blocks(cache: Cache) -> list[BlockId]:
 
 
 def complete_views(cache: Cache) -> list[int]:
-    """The views whose blocks the ledger names, every one."""
+    """The views all of whose blocks the ledger names."""
     incomplete = {block.view for block in missing_blocks(cache)}
     return [view for view in range(cache.view_count) if view not in incomplete]
 
 
 def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
-    """The entry of a block, or None where it is not committed.
+    """The entry of a block; None if the block is not committed.
 
     Raises:
-        DamagedRecords: an entry that is damaged, or another cache's.
+        DamagedRecords: the entry is damaged, or belongs to another cache.
     """
     key = block_key(block)
     data = cache.place.read(key, at_most=MOST_ENTRY_BYTES)
@@ -85,6 +85,7 @@ def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
             f"({entry.owner.cache_id[:8]}, this one is {cache.owner.cache_id[:8]}): its records "
             f"were copied here from there: {repair_advice(cache.place)}"
         )
+    # The keys follow from the block, so an entry cannot make a reader open any other file.
     expected = {shard_key(name, block) for name in RECORD_ARRAYS}
     if {file.key for file in entry.files} != expected:
         raise DamagedRecords(
@@ -97,15 +98,15 @@ def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
 def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     """Commit one block: encode its files, publish them, name them in the ledger.
 
-    Any number of processes may write the same block: the first one's records stay, whole.
+    Any number of processes may write the same block: the records of the first stay.
 
     Returns:
-        How many bytes the files have; 0 where the block was committed before.
+        How many bytes the files have; 0 if the block was committed before.
 
     Raises:
-        ValueError: records of another shape than the block's rows, or of images that no source
-            entry names yet.
-        OSError, StoreError: it cannot be written; nothing is committed then.
+        ValueError: the number of records is not that of the block's rows, or no source entry names
+            the images of the shard yet.
+        OSError, StoreError: a file cannot be written; nothing is committed then.
     """
     shard = block.id.shard
     rows = cache.rows(shard)
@@ -114,7 +115,7 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     source = cache.sources.of(shard)
     if source is None:
         raise ValueError(f"no source entry names the images of shard {shard}: commit it first")
-    if is_committed(cache.place, block.id):
+    if is_committed(cache.place, block.id):  # nothing needs to be encoded then
         return 0
     documents = descriptions(cache.layout, cache.view_count)
     logp = stored_logp(block.topk.logp_BK, cache.layout.encoding)
@@ -126,11 +127,12 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
     }
     stored = tuple(StoredFile.of(key, data) for key, data in files.items())
     entry = BlockEntry(cache.owner, block.id, stored, source.sha256, producer, {})
+    # If another writer was faster, its records stay, which are as good as these.
     cache.place.publish(block_key(block.id), encode_block(entry), files)
     return sum(file.size for file in stored)
 
 
 def withdraw_block(cache: Cache, block: BlockId, folder: str) -> None:
-    """Take a block out, into quarantine, so that the next cache-teacher computes it anew."""
+    """Move a block to the quarantine, so that the next cache-teacher computes it again."""
     files = [shard_key(name, block) for name in RECORD_ARRAYS]
     cache.place.withdraw(block_key(block), files, folder)

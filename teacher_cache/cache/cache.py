@@ -1,7 +1,7 @@
-"""The cache: record arrays whose blocks are committed by the ledger.
+"""The cache: arrays of records, of which those blocks exist that the ledger names.
 
 V views, N rows (images), K kept classes, T temperatures, S rows a shard. docs/cache-format.md
-specifies the format; teacher_cache/storage/ledger.py says what of it exists.
+specifies the format, and teacher_cache/storage/ledger.py the entries of the ledger.
 """
 
 import json
@@ -45,20 +45,20 @@ class Cache:
     """Where it lies; `str` of it is what a user typed."""
     manifest: Manifest
     index: ImageIndex
-    """The index as stored; its root is the cache's, so rebase it before reading images."""
+    """The index as stored. Its root is the cache's, so `rebase` it before images are read."""
     view_count: int
     former_view_counts: frozenset[int]
-    """How many views it had before views were appended."""
+    """How many views the cache had before views were appended, each time."""
     layout: Layout
     owner: Owner
-    """What every entry of its ledger names."""
+    """The id and manifest digest that every entry of its ledger names."""
     sources: Sources = field(compare=False)
-    """Which images its rows are, by the bytes that the teacher read."""
+    """Which images its rows are, by checksums of the bytes that the teacher read."""
     wrong_views: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """Views entries that are not to be believed, by their keys: what is wrong with each."""
+    """Key -> what is wrong, of each entry of appended views that cannot be believed."""
 
     def blocks(self) -> list[BlockId]:
-        """Every block of a full cache, views first: the order in which they are filled."""
+        """Every block of a full cache, view by view: the order in which they are filled."""
         shards = range(self.layout.shards)
         return [BlockId(view, shard) for view in range(self.view_count) for shard in shards]
 
@@ -68,10 +68,10 @@ class Cache:
 
 
 def create_cache(place: Place, manifest: Manifest, index: ImageIndex) -> Cache:
-    """Create an empty cache, or open the one that another process just made.
+    """Create an empty cache, or open the one that another process has just created.
 
     Raises:
-        CacheError: something else is there.
+        CacheError: other files are there.
     """
     documents = descriptions(manifest.layout(), manifest.parsed_recipe().views.count)
     files = {description_key(name): encoded_description(d) for name, d in documents.items()}
@@ -84,11 +84,11 @@ def open_cache(place: Place) -> Cache:
     """Open a cache for reading or filling.
 
     Raises:
-        CacheError: nothing there, no cache, a damaged manifest or index, or an array whose
-            description is not what the manifest says.
+        CacheError: there is nothing, or no cache; the manifest or the index is damaged; or the
+            `zarr.json` of an array is not what the manifest says.
     """
     cache = open_undescribed(place)
-    for key, what in cache.wrong_views.items():
+    for key, what in cache.wrong_views.items():  # the first one is enough
         raise DamagedRecords(f"{place}/{key} {what}: {repair_advice(place)}")
     if wrong := wrong_descriptions(cache):
         raise DamagedRecords(
@@ -100,10 +100,10 @@ def open_cache(place: Place) -> Cache:
 
 
 def open_undescribed(place: Place) -> Cache:
-    """Open a cache whose arrays' `zarr.json` and views entries may be damaged.
+    """Open a cache whose arrays' `zarr.json` and entries of appended views may be damaged.
 
     Raises:
-        CacheError: nothing there, no cache, or a damaged manifest or index.
+        CacheError: there is nothing, or no cache, or the manifest or the index is damaged.
     """
     try:
         group = place.read(MANIFEST, at_most=MOST_BYTES)
@@ -138,9 +138,10 @@ def open_undescribed(place: Place) -> Cache:
 def _stored_index(place: Place, manifest: Manifest) -> ImageIndex:
     try:
         index = read_index(place, Path(str(place)), rows=manifest.image_count)
-    except UnexpectedFolder:
+    except UnexpectedFolder:  # it is an UnexpectedFile, too, but its own message says more
         raise
-    except (ValueError, KeyError, TypeError, UnexpectedFile) as error:  # an OSError is an outage
+    # An OSError passes through: a store that cannot be read says nothing of the index.
+    except (ValueError, KeyError, TypeError, UnexpectedFile) as error:
         what = f"{error.key} {error.found}" if isinstance(error, UnexpectedFile) else error
         raise _useless_index(place, f"cannot be read ({what})") from error
     if index.digest() != manifest.index_digest:
@@ -157,12 +158,12 @@ def _useless_index(place: Place, what: str) -> CacheError:
 
 
 def _appended(place: Place) -> set[int]:
-    """The numbers of views that entries of the ledger are named after."""
+    """The numbers of views that the ledger's entries of appended views have as their names."""
     return numbers_in(place.keys("ledger/views"), "views")
 
 
 def _wrong_views(place: Place, owner: Owner, layout: Layout, count: int) -> str | None:
-    """Why a views entry is not to be believed; None where nothing is wrong with it."""
+    """What is wrong with an entry of appended views; None if nothing is."""
     try:
         data = place.read(views_key(count), at_most=MOST_ENTRY_BYTES)
         theirs, document = unseal(data or b"", "views")
@@ -178,7 +179,8 @@ def _wrong_views(place: Place, owner: Owner, layout: Layout, count: int) -> str 
 def wrong_descriptions(cache: Cache) -> list[str]:
     """The keys of the arrays' `zarr.json` that are not what the manifest describes.
 
-    After views were appended by a process that was killed, some may still give the former number.
+    A former number of views in them is accepted: a process that appended views may have been killed
+    before it wrote all of them.
     """
     wrong = []
     for name, document in expected_descriptions(cache).items():
@@ -202,7 +204,7 @@ def expected_descriptions(cache: Cache) -> dict[str, dict[str, object]]:
 
 
 def restore_descriptions(cache: Cache) -> None:
-    """Write the arrays' `zarr.json` anew where they are not what they should be."""
+    """Rewrite each array's `zarr.json` that is not what it should be."""
     for name, document in expected_descriptions(cache).items():
         data = encoded_description(document)
         if cache.place.read(description_key(name), at_most=MOST_BYTES) != data:
@@ -216,7 +218,7 @@ def _with_views(name: str, document: Mapping[str, object], count: int) -> dict[s
 
 
 def append_views(cache: Cache, view_count: int) -> Cache:
-    """Make room for more views; what is there stays as it is. Safe to repeat after a crash."""
+    """Make room for more views; records stay as they are. After a crash it can be repeated."""
     if view_count > cache.view_count:
         entry = seal("views", cache.owner, {"views": view_count})
         cache.place.add(views_key(view_count), entry)
@@ -226,12 +228,12 @@ def append_views(cache: Cache, view_count: int) -> Cache:
 
 
 def require_in_place(cache: Cache) -> None:
-    """Refuse to go on if another cache, or none, lies by now where this one was opened.
+    """Refuse to go on if this cache is no longer where it was opened.
 
-    Else records would be committed below a manifest that is not theirs, or below none.
+    Records would else be committed below another cache's manifest, or below none.
 
     Raises:
-        CacheError: it was moved, removed or replaced since it was opened.
+        CacheError: the cache was moved, removed or replaced since it was opened.
     """
     group = cache.place.read(MANIFEST, at_most=MOST_BYTES)
     if group is not None and Manifest.from_json(group, source=str(cache.place)) == cache.manifest:
@@ -245,5 +247,5 @@ def require_in_place(cache: Cache) -> None:
 
 
 def absent_rows(cache: Cache) -> frozenset[int]:
-    """Rows whose bytes are no image, as far as source entries say so today."""
+    """The rows whose bytes are no image, according to the source entries that there are now."""
     return cache.sources.absent_rows()

@@ -1,11 +1,11 @@
-"""The image index in a cache: four arrays, each one uncompressed chunk, so that it can be mapped.
+"""A cache stores its image index as four arrays of one uncompressed chunk, which can be mapped.
 
     keys       uint8: the N keys in row order, each ended by a NUL byte
     labels     int64 [N] class ids
     classes    uint8: the C class folders in the order of their ids, each ended by a NUL byte
     class_ids  int64 [C] their ids, ascending
 
-N images, C classes. Nothing is taken from an array's `zarr.json`, which is there for other readers.
+N images, C classes. The arrays' `zarr.json` are for other readers: nothing is read from them here.
 """
 
 import json
@@ -22,7 +22,7 @@ from teacher_cache.storage.place import Place
 
 INDEX_ARRAYS = ("keys", "labels", "classes", "class_ids")
 MOST_KEY_BYTES = 4096
-"""A key is a path, and no system takes a longer one."""
+"""The longest key: it is a path, and Linux takes none of more bytes."""
 
 
 def chunk_key(name: str) -> str:
@@ -58,15 +58,15 @@ def index_documents(index: ImageIndex) -> dict[str, dict[str, Any]]:
 
 
 def read_index(place: Place, root: Path, *, rows: int) -> ImageIndex:
-    """The image index as stored; keys and labels are mapped where they are files.
+    """Read the image index; keys and labels are mapped if the place is a folder.
 
     Args:
         place: where the cache lies.
-        root: what the index calls its place.
-        rows: how many images there are.
+        root: the root of the index that is returned.
+        rows: how many images there must be.
 
     Raises:
-        ValueError: files that are missing, or that hold no index of so many images.
+        ValueError: a file is missing, or the files hold no index of so many images.
     """
 
     def chunk(name: str, at_most: int) -> bytes:
@@ -79,6 +79,7 @@ def read_index(place: Place, root: Path, *, rows: int) -> ImageIndex:
         _numbers("labels", chunk("labels", 8 * rows)),
         Names(chunk("keys", MOST_KEY_BYTES * rows)),
     )
+    # A class map may name more classes than there are images.
     ids = _numbers("class_ids", chunk("class_ids", 8 * max(rows, 1 << 20)))
     classes = _split("classes", chunk("classes", MOST_KEY_BYTES * len(ids)))
     if len(keys) != rows or len(labels) != rows:
@@ -91,11 +92,11 @@ def read_index(place: Place, root: Path, *, rows: int) -> ImageIndex:
 
 
 def _mapped_rows(place: Place, rows: int) -> tuple[np.ndarray, Names] | None:
-    """Labels and keys out of their files, whose pages all processes of a host share."""
+    """Map labels and keys from their files: all processes of a host share the pages."""
     label_path, key_path = (place.path_of(chunk_key(name)) for name in ("labels", "keys"))
     if label_path is None or key_path is None or not rows:
         return None
-    # files of other sizes are refused by who reads them
+    # A file of a wrong size is not mapped: `read_index` reads it then, and refuses it.
     if label_path.stat().st_size != 8 * rows:
         return None
     if not rows <= key_path.stat().st_size <= MOST_KEY_BYTES * rows:
@@ -104,7 +105,7 @@ def _mapped_rows(place: Place, rows: int) -> tuple[np.ndarray, Names] | None:
 
 
 def _documents(sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """The `zarr.json` of arrays whose chunks have so many bytes."""
+    """The `zarr.json` of each array, from the number of bytes of its chunk."""
     found = {}
     for name, size in sizes.items():
         is_text = name in ("keys", "classes")

@@ -1,8 +1,9 @@
-"""Which images the rows of a cache are: a CRC-32C of the bytes of each, as the teacher read them.
+"""The sources of a cache: a CRC-32C of each row's encoded image, as the teacher read it.
 
-The checksums of a shard of rows are committed before the first block of it, and every block of the
-shard names their file by its SHA-256. So a replaced, re-encoded or exchanged image is found when it
-is read, whatever the view, and rows whose bytes are no image are listed once, not in every block.
+The checksums of a shard of rows are committed before the first block of that shard, and every block
+of the shard names their file by its SHA-256. So a replaced, re-encoded or exchanged image is found
+when it is read, whatever the view. Rows whose bytes are no image are listed once a shard, and not
+in every block.
 """
 
 import math
@@ -31,6 +32,7 @@ from teacher_cache.storage.ledger import (
 from teacher_cache.storage.place import Place
 
 _LOOK_EVERY_S = 10.0
+"""How long `differing` waits before it looks again for an entry that was not there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,35 +41,37 @@ class SourceShard:
 
     rows: range
     crc: np.ndarray
-    """uint32 [rows] CRC-32C of each image's bytes."""
+    """uint32 [rows] CRC-32C of each encoded image."""
     absent_rows: frozenset[int]
     """Rows whose bytes are no image."""
     sha256: str
-    """Of the stored file, which every block of the shard names."""
+    """SHA-256 of the stored file of checksums, which every block of the shard names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sources:
-    """The images of a cache's rows, read shard by shard when they are asked for, and kept.
+    """The checksums of a cache's images. Each shard's are read when first needed, and then kept.
 
-    It is safe to use from several threads.
+    Several threads may use it at the same time.
     """
 
     name: str
-    """What errors call the cache."""
+    """How errors name the cache."""
     place: Place
     layout: Layout
     owner: Owner
     _known: dict[int, SourceShard] = field(default_factory=dict)
     _looked: dict[int, float] = field(default_factory=dict)
-    """When an entry that was not there was last looked for, by the monotonic clock."""
+    """Shard -> when its missing entry was last looked for, by the monotonic clock."""
     _lock: Lock = field(default_factory=Lock)
 
     def of(self, shard: int) -> SourceShard | None:
-        """The images of one shard; None where no source entry names them yet.
+        """The images of one shard; None if no source entry names them yet.
 
         Raises:
-            DamagedRecords: an entry or file that is damaged, missing, or another cache's.
+            DamagedRecords: the entry or its file is damaged or belongs to another cache, or the
+            file
+                is missing.
         """
         with self._lock:
             if shard not in self._known and (found := self._read(shard)) is not None:
@@ -75,23 +79,23 @@ class Sources:
             return self._known.get(shard)
 
     def committed_shards(self) -> list[int]:
-        """The shards whose images some entry names."""
+        """The shards that have a source entry, in ascending order."""
         found = numbers_in(self.place.keys("ledger/source"), "source")
         return sorted(shard for shard in found if shard < self.layout.shards)
 
     def absent_rows(self) -> frozenset[int]:
-        """Rows whose bytes are no image, as far as source entries say so today."""
+        """The rows whose bytes are no image, according to the source entries that there are now."""
         shards = [self.of(shard) for shard in self.committed_shards()]
         return frozenset(row for shard in shards if shard for row in shard.absent_rows)
 
     def differing(self, rows: np.ndarray, crc: np.ndarray) -> list[int]:
-        """The rows among some [B] whose images are not those that the teacher read.
+        """Those of some rows whose images are not the ones that the teacher read.
 
-        Rows of shards that no entry names yet differ from nothing.
+        Rows of a shard without a source entry are not among them: there is nothing to compare with.
 
         Args:
             rows: int64 [B].
-            crc: uint32 [B] CRC-32C of the bytes that were read of each just now.
+            crc: uint32 [B] CRC-32C of each row's encoded image as it was read just now.
         """
         found: list[int] = []
         shards = rows // self.layout.rows_per_shard
@@ -110,33 +114,33 @@ class Sources:
         absent_rows: frozenset[int],
         producer: Mapping[str, str],
     ) -> SourceShard:
-        """Name the images of a shard, or see that another writer named the same ones.
+        """Commit the checksums of a shard's images, or compare them with the committed ones.
 
         Args:
-            shard: which.
-            crc: uint32 [rows] CRC-32C of the bytes of each image.
+            shard: its number.
+            crc: uint32 [rows] CRC-32C of each encoded image.
             absent_rows: rows whose bytes are no image.
-            producer: who read them.
+            producer: the process that read them, for the entry.
 
         Raises:
-            ImagesChanged: another writer read other bytes.
-            OSError, StoreError: it cannot be written; nothing is committed then.
+            ImagesChanged: other bytes are committed, perhaps by another writer.
+            OSError, StoreError: a file cannot be written; nothing is committed then.
         """
         if (known := self.of(shard)) is None:
             file, data = self.file_of(shard, crc)
             entry = SourceEntry(self.owner, shard, file, tuple(sorted(absent_rows)), producer)
             self.place.publish(source_key(shard), encode_source(entry), {file.key: data})
-            known = self.of(shard)
+            known = self.of(shard)  # it may be another writer's, and is compared below
             assert known is not None, "an entry that was published can be read"
         self.require(known, crc, absent_rows)
         return known
 
     def file_of(self, shard: int, crc: np.ndarray) -> tuple[StoredFile, bytes]:
-        """The file of a shard's checksums, which depends on nothing but them.
+        """The file of a shard's checksums, whose bytes depend on nothing but the checksums.
 
         Args:
-            shard: which.
-            crc: uint32 [rows] CRC-32C of the bytes of each image.
+            shard: its number.
+            crc: uint32 [rows] CRC-32C of each encoded image.
         """
         description = descriptions(self.layout, 0)[SOURCE_ARRAY]
         rows, key = self.layout.rows_of(shard), source_shard_key(shard)
@@ -147,10 +151,10 @@ class Sources:
         """Refuse images that are not those that a shard's entry names.
 
         Raises:
-            ImagesChanged: saying how many, and which rows.
+            ImagesChanged: some images differ; the message says how many, and names the first.
         """
         rows = set((np.flatnonzero(known.crc != crc) + known.rows.start).tolist())
-        rows |= known.absent_rows ^ absent_rows
+        rows |= known.absent_rows ^ absent_rows  # rows that are absent in one of the two only
         if rows:
             raise ImagesChanged(
                 f"{self.name}: {len(rows)} images of rows {known.rows.start}-"
@@ -160,7 +164,7 @@ class Sources:
             )
 
     def _seen(self, shard: int) -> SourceShard | None:
-        """As `of`, but it does not ask a store at every batch for what is not there yet."""
+        """As `of`, but a missing entry is not looked for at every batch, since a store is slow."""
         if shard not in self._known:
             if time.monotonic() - self._looked.get(shard, -math.inf) < _LOOK_EVERY_S:
                 return None
@@ -191,10 +195,10 @@ class Sources:
 
 
 def read_source_entry(name: str, place: Place, owner: Owner, shard: int) -> SourceEntry | None:
-    """The entry of a shard's images; None where there is none.
+    """The source entry of a shard; None if there is none.
 
     Raises:
-        DamagedRecords: it is damaged, or another cache's.
+        DamagedRecords: the entry is damaged, or belongs to another cache.
     """
     key = source_key(shard)
     data = place.read(key, at_most=MOST_ENTRY_BYTES)

@@ -1,4 +1,4 @@
-"""What the teacher said of a sample of labelled images, as a cache keeps it.
+"""The teacher's answers on a sample of labelled images, which a cache keeps.
 
 n images of the sample, K kept classes, T temperatures.
 """
@@ -16,7 +16,7 @@ from teacher_cache.record import LOWEST_LOGP
 from teacher_cache.storage.ledger import MOST_ENTRY_BYTES, SAMPLE_KEY, seal, unseal
 
 MOST_IMAGES = 4096
-"""The cost is at most so many records, of millions."""
+"""The largest sample: it costs no more than so many records, of a cache's millions."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,22 +34,22 @@ class TeacherSample:
     tail_NT: np.ndarray
     """float16 [n, T]."""
     probability_N: np.ndarray
-    """float32 [n] the probability that the teacher gives the label."""
+    """float32 [n] the teacher's probability of the label, even if that is not among the K."""
     measures: Mapping[str, float] = field(default_factory=dict)
-    """Further figures that were taken from the whole answers."""
+    """Further figures, computed from the teacher's full answers before all but K were dropped."""
 
     @property
     def top1(self) -> float:
-        """Share of images whose best class is the label."""
+        """The share of images whose best class is the label."""
         return float((self.ids_NK[:, 0] == self.labels).mean())
 
     @property
     def mean_probability(self) -> float:
-        """Of the label, over the images."""
+        """The mean over the images of the label's probability."""
         return float(self.probability_N.mean())
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON; the tail of nothing, minus infinity, is null."""
+        """The sample as JSON, in which null stands for minus infinity: the tail of no class."""
         tail = [[None if t == -np.inf else float(t) for t in row] for row in self.tail_NT]
         return {
             "rows": self.rows.tolist(),
@@ -63,10 +63,10 @@ class TeacherSample:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], layout: Layout) -> Self:
-        """The inverse of `to_document`, of a cache with this layout.
+        """The inverse of `to_document`, for a cache with this layout.
 
         Raises:
-            ValueError, KeyError, TypeError: it is no sample of such a cache.
+            ValueError, KeyError, TypeError: the document is no sample of such a cache.
         """
         count, k = len(document["rows"]), layout.k
         if not 0 < count <= MOST_IMAGES:
@@ -80,6 +80,7 @@ class TeacherSample:
             _array(document["labels"], "int64", (count,), 0, 2**31),
             _array(document["ids"], "int64", (count, k), 0, layout.class_count - 1),
             _array(document["logp"], "float16", (count, k), LOWEST_LOGP, 0),
+            # a tail's log-mass may be above 0: at a high temperature it sums over many classes
             _array(tail, "float16", (count, layout.temperatures), -np.inf, 65504),
             _array(document["probability"], "float32", (count,), 0, 1),
             {str(name): float(value) for name, value in document["measures"].items()},
@@ -87,10 +88,10 @@ class TeacherSample:
 
 
 def read_sample(cache: Cache) -> TeacherSample | None:
-    """What the teacher said before the first block; None where it was not asked yet.
+    """The teacher's answers from before the first block; None if it was not asked yet.
 
     Raises:
-        DamagedRecords: it is damaged, or another cache's.
+        DamagedRecords: the sample is damaged, or belongs to another cache.
     """
     data = cache.place.read(SAMPLE_KEY, at_most=MOST_ENTRY_BYTES)
     if data is None:
@@ -111,7 +112,7 @@ def read_sample(cache: Cache) -> TeacherSample | None:
 
 
 def keep_sample(cache: Cache, sample: TeacherSample) -> None:
-    """Put a sample into a cache that has none."""
+    """Store the sample of a cache that has none; a sample that is there stays."""
     cache.place.add(SAMPLE_KEY, seal("sample", cache.owner, sample.to_document()))
 
 
@@ -119,7 +120,7 @@ def _array(
     values: Any, dtype: str, shape: tuple[int, ...], lowest: float, highest: float
 ) -> np.ndarray:
     found = np.asarray(values)
-    kinds = "iu" if dtype == "int64" else "iuf"
+    kinds = "iu" if dtype == "int64" else "iuf"  # JSON may write 0.0 as 0
     if found.shape != shape or found.dtype.kind not in kinds:
         raise ValueError(f"it holds {found.dtype} {found.shape}, {dtype} {shape} is expected")
     if not ((found >= lowest) & (found <= highest)).all():

@@ -1,9 +1,9 @@
-"""What the bytes of a cache say; docs/cache-format.md specifies it.
+"""The format of a cache's files, which docs/cache-format.md specifies.
 
-manifest        what a cache was made from
+manifest        the manifest: what a cache was made from
 layout          the shape of a view's records
 descriptions    the `zarr.json` of each array
 arrays          shards, from values to bytes and back
-encodings       what a chunk of a shard holds
-bounded_codecs  chunks that lie about themselves, refused before anything is allocated
+encodings       how records are encoded in a chunk, and decoded
+bounded_codecs  decoders that refuse a chunk of another size before they allocate anything
 """

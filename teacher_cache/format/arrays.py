@@ -1,6 +1,6 @@
 """Shards of a cache's arrays, from values to the bytes that zarr writes, and back.
 
-Everything that knows zarr-python is here. docs/cache-format.md specifies the bytes.
+All that Retort needs to know of zarr-python is here. docs/cache-format.md specifies the bytes.
 """
 
 import struct
@@ -38,10 +38,10 @@ def encode_shard(
 
     Args:
         description: the array's `zarr.json`.
-        name: which array.
-        block: which shard; the view is ignored for `source`.
-        rows: the array's entries that the shard holds: rows, or entries of `check`.
-        value: their values.
+        name: the array's name.
+        block: the shard and its view; the view is ignored for `source`.
+        rows: which entries of the array the shard holds: rows, or entries of `check`.
+        value: the values of these entries.
     """
     import zarr
     from zarr.storage import MemoryStore
@@ -68,14 +68,14 @@ def decode_shard(name: str, shard: int, data: bytes, layout: Layout, rows: np.nd
     """Decode one array's shard of a block into its rows of a view's array.
 
     Args:
-        name: which array.
-        shard: the block's shard.
+        name: the array's name.
+        shard: the number of the block's shard.
         data: the shard's bytes.
         layout: the shape of the view's arrays.
-        rows: [rows, padded to whole chunks; width] of all shards, to be written into.
+        rows: the view's array, [rows, padded to whole chunks; width], to be written into.
 
     Raises:
-        ValueError: bytes that are no such shard.
+        ValueError: the bytes are no such shard.
     """
     for place, chunk in _chunks(name, shard, data, layout, len(rows)):
         decode_chunk(name, chunk, rows[place].reshape(-1), layout.encoding)
@@ -87,15 +87,15 @@ def decode_kept_rows(
     """Decode one array's shard of a block, chunk by chunk, and keep only the records of some rows.
 
     Args:
-        name: which array: one that has an entry a row.
-        shard: the block's shard.
+        name: the name of an array that has one entry for each row.
+        shard: the number of the block's shard.
         data: the shard's bytes.
         layout: the shape of the view's arrays.
         kept_M: int64 [M] ascending rows of the view, of any of its shards.
-        out_MK: [M, width] the records of `kept_M`; those of this shard are written.
+        out_MK: [M, width] the records of `kept_M`, of which those of this shard are written.
 
     Raises:
-        ValueError: bytes that are no such shard.
+        ValueError: the bytes are no such shard.
     """
     decoded = np.empty((layout.chunk_rows, out_MK.shape[1]), out_MK.dtype)
     for place, chunk in _chunks(name, shard, data, layout, layout.rows):
@@ -109,8 +109,8 @@ def _chunks(
 ) -> Iterator[tuple[slice, bytes]]:
     """Each chunk of a shard that begins before entry `end`: its place in the array, its bytes.
 
-    Zarr's arithmetic by hand: of bytes whose digest was just compared it need not be asked how
-    they are laid out, and 300 chunks cost it more than decoding them does.
+    This does zarr's arithmetic by hand: the digest of these bytes was just compared, so it is known
+    how they are laid out, and zarr would spend more time on 300 chunks than decoding them takes.
     """
     entries = ROWS_PER_CHECK if name == "check" else 1
     chunk_rows, shard_rows = layout.chunk_rows // entries, layout.rows_per_shard // entries
@@ -121,7 +121,7 @@ def _chunks(
 
 
 def chunk_index(data: bytes, count: int) -> list[tuple[int, int]]:
-    """Offset and length of each inner chunk, from a shard's end.
+    """Offset and length of each inner chunk, read from the index at the end of a shard.
 
     Raises:
         ValueError: the index is cut off, or does not match its CRC-32C.
@@ -144,15 +144,15 @@ def chunk_bytes(data: bytes, offset: int, length: int) -> bytes:
     return data[offset : offset + length - 4]
 
 
-_SETTINGS = RLock()  # the warnings module's filters and zarr's settings are the whole process's
+_SETTINGS = RLock()  # all threads of a process share warning filters and zarr's settings
 
 
 @contextmanager
 def quiet_zarr() -> Iterator[None]:
-    """Zarr with its own codecs, and without the warning that pcodec is an extension.
+    """Use zarr's own codec pipeline, and silence its warning that pcodec is an extension.
 
-    Another codec pipeline (zarrs, by environment variable or configuration) decodes the same
-    records, but writes other bytes, in an order that depends on its threads.
+    A user may have configured another pipeline, such as zarrs. It would decode the same records,
+    but write other bytes, in an order that depends on its threads.
     """
     import zarr
     from zarr.core.codec_pipeline import BatchedCodecPipeline

@@ -1,9 +1,9 @@
-"""A chunk's bytes into memory whose size is known before: their claims allocate nothing.
+"""Decoders for chunks of a known size, which allocate nothing because a chunk asks for it.
 
-The bytes may come from a stranger. A zstd frame states how much it holds, 4 GB in a hundred bytes,
-and numcodecs allocates what it states; a pcodec chunk states how far back it looks, and pcodec
-allocates up to 16 GB for that and ends the process where there is no room. So both statements are
-read here first, and compared with what the layout of the cache asks for.
+The bytes may come from a stranger. A zstd frame states how much it holds, which can be 4 GB in a
+hundred bytes, and numcodecs allocates what it states. A pcodec chunk states how far back it looks;
+pcodec allocates up to 16 GB for that, and ends the process if there is no room. So both statements
+are read here first, and compared with what the layout of the cache asks for.
 """
 
 import numpy as np
@@ -12,21 +12,22 @@ from teacher_cache.errors import CacheError
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _PCODEC_MAGIC = b"pco!\x02"
-"""With the version of the standalone format."""
+"""The first bytes of a file, which end in the version of pcodec's standalone format."""
 _PCODEC_VERSION = b"\x03"
-"""Of the chunks in it: pcodec 0.3's, to which numcodecs is bound."""
+"""The version of the chunks in such a file: that of pcodec 0.3, which numcodecs needs."""
 _PCODEC_TYPES = {"uint16": ("u16", 7), "uint32": ("u32", 1), "float16": ("f16", 9)}
-"""NumPy's type -> pcodec's name and number of it."""
+"""NumPy's name of a type -> pcodec's name and number of it."""
 _LOOKBACK = 2
+"""pcodec's number of the delta encoding that looks back for a similar value."""
 _MOST_LOOKBACK = 1 << 15
-"""Over how many values pcodec's compressor looks back at most."""
+"""The most values that pcodec's compressor looks back over."""
 
 
 def decode_zstd(data: bytes, out: np.ndarray) -> None:
     """Decompress one zstd frame into an array of one dimension.
 
     Raises:
-        ValueError: bytes that are no frame, or a frame of another size.
+        ValueError: the bytes are no zstd frame, or one of another size.
     """
     from numcodecs.zstd import decompress
 
@@ -45,6 +46,8 @@ def _stated_size(data: bytes) -> int:
         raise ValueError("a chunk is no zstd frame")
     descriptor = data[4]
     is_single_segment = bool(descriptor & 32)
+    # The upper bits of the descriptor tell the width of the size; the lower ones, of a dictionary's
+    # id.
     width = (int(is_single_segment), 2, 4, 8)[descriptor >> 6]
     start = 5 + int(not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
     stated = data[start : start + width]
@@ -60,7 +63,7 @@ def decode_pcodec(data: bytes, out: np.ndarray) -> None:
     some, so the file is taken apart here and only its first chunk is given to pcodec.
 
     Raises:
-        ValueError: bytes that are no such file, or hold another number of values.
+        ValueError: the bytes are no such file, or hold another number of values.
         CacheError: pcodec is not installed.
     """
     try:
@@ -81,19 +84,25 @@ def decode_pcodec(data: bytes, out: np.ndarray) -> None:
 
 
 def pcodec_missing(error: ImportError) -> CacheError:
-    """What to do where the codec cannot be imported."""
+    """The error that pcodec cannot be imported, which says how to install it."""
     return CacheError(
         f"the cache's codec is not installed ({error}): pip install 'numcodecs[pcodec]'"
     )
 
 
 def _chunk_in(data: bytes, out: np.ndarray) -> int:
-    """Where the description of a file's first chunk begins: after its type and number of values."""
+    """Check a file's header; return where the description of its first chunk begins.
+
+    The header states the version, the type and the number of the values.
+    """
     if len(data) < 6 or not data.startswith(_PCODEC_MAGIC):
         raise ValueError("a chunk is no file of pcodec's")
-    start = 5 + -(-(7 + data[5] % 64) // 8)  # past the hint at how many values there are
+    # The header holds a hint at the number of values: 6 bits say how many bits the hint has, less
+    # one.
+    start = 5 + -(-(7 + data[5] % 64) // 8)
     if data[start : start + 1] != _PCODEC_VERSION:
         raise ValueError("a chunk is of another version of pcodec's format than 3")
+    # A byte for the type follows, and three bytes for the number of values, less one.
     type_number, count = data[start + 1 : start + 2], data[start + 2 : start + 5]
     if type_number != bytes([_PCODEC_TYPES[out.dtype.name][1]]):
         raise ValueError(f"a chunk holds values of another type than {out.dtype.name}")
@@ -104,6 +113,11 @@ def _chunk_in(data: bytes, out: np.ndarray) -> int:
 
 
 def _require_short_lookback(description: bytes, value_bits: int) -> None:
+    """Refuse a chunk that looks back over more values than pcodec's compressor ever does.
+
+    The description begins with 4 bits for the mode, the mode's own bits, 4 bits for the delta
+    encoding and, if that is `_LOOKBACK`, 5 bits for the logarithm of the window.
+    """
     bits = int.from_bytes(description, "little")
     mode = bits % 16
     if mode > 3:

@@ -1,7 +1,7 @@
-"""The `zarr.json` of a cache's record arrays, so that any Zarr v3 reader opens them. Pure.
+"""The `zarr.json` of a cache's record arrays, with which any Zarr v3 reader opens them. Pure.
 
-They follow from the manifest and the number of views. They are written for other readers and
-compared whenever a cache is opened; Retort itself never takes a shape or a codec from them.
+They follow from the manifest and the number of views. They are written for other readers, and
+compared whenever a cache is opened; Retort itself never reads a shape or a codec from them.
 """
 
 import json
@@ -80,11 +80,11 @@ def _values(name: str, layout: Layout) -> tuple[str, int | str]:
 
 
 def _codecs(name: str, encoding: Encoding) -> list[dict[str, Any]]:
-    """From a chunk's values to its bytes; the last is the checksum of every chunk."""
+    """The codecs from a chunk's values to its bytes, of which the last is a checksum."""
     if name in ("check", SOURCE_ARRAY):
         return [_LITTLE_ENDIAN, _CRC32C]
     if encoding is Encoding.PORTABLE:
-        # level 9 saves 2% of bytes and costs four times the time
+        # level 9 would save 2% of the bytes and take four times as long
         zstd = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
         return [_LITTLE_ENDIAN, zstd, _CRC32C]
     return [{"name": "numcodecs.pcodec", "configuration": {}}, _CRC32C]

@@ -1,10 +1,13 @@
-"""How records are encoded: what a shard's chunks hold, and back. A reader learns it of the cache.
+"""The encodings of records in a chunk, and how they are decoded. The manifest names the encoding.
 
-    code = round(SCALE sqrt(-logp))        logp = -(code / SCALE)^2          (compact)
+The encoding `compact` stores the square root of each negative log-probability as a whole number:
 
-An error e of logp, sampled with p, costs 1/2 sum p e^2 nats. The step of the square root is
-1 / SCALE, so e is uniform over 2 sqrt(-logp) / SCALE, and the cost is H / (6 SCALE^2) for the
-kept classes' entropy H: the same accuracy where it counts and, beyond, fewer bits.
+    code = round(SCALE sqrt(-logp))        logp = -(code / SCALE)^2
+
+An error e of logp of a class of probability p costs 1/2 sum p e^2 nats of KL. A step of the code is
+1 / SCALE, so e is uniform over a range of 2 sqrt(-logp) / SCALE, and the cost is H / (6 SCALE^2),
+where H is the entropy of the kept classes. So likely classes are as accurate as KL needs them, and
+unlikely ones take fewer bits.
 """
 
 from functools import cache
@@ -15,22 +18,23 @@ from teacher_cache.format.bounded_codecs import decode_pcodec, decode_zstd
 from teacher_cache.record import Encoding
 
 SCALE = 320
-"""Codes to the square root of a nat: 10 bits reach -10.2, 16 bits -41,940, where they stop."""
+"""Codes a unit of the square root: 10 bits reach a logp of -10.2, and 16 bits one of -41,940."""
 NO_CODE = 65535
-"""The code of a record that is not there: NaN."""
+"""The code of a record that is absent; it decodes to NaN."""
 _LOWEST = NO_CODE - 1
+"""The code of the lowest logp, and of everything below it."""
 
 
 def kl_cost(encoding: Encoding, k: int) -> float:
-    """The most that an encoding costs a teacher's answer on average, in nats of KL.
+    """The mean cost of an encoding for a teacher's answer, in nats of KL, at its highest.
 
-    The kept classes' entropy is at its highest, log k, where all of them are alike.
+    The entropy of the kept classes is highest, log k, if all of them are equally likely.
     """
     return float(np.log(k)) / (6 * SCALE**2) if encoding is Encoding.COMPACT else 0.0
 
 
 def stored_logp(logp: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Log-probabilities, float16, as their array holds them: uint16 codes where compact."""
+    """float16 log-probabilities as their array stores them, which is as uint16 codes if compact."""
     if encoding is not Encoding.COMPACT:
         return logp
     absent = np.isnan(logp)
@@ -40,7 +44,7 @@ def stored_logp(logp: np.ndarray, encoding: Encoding) -> np.ndarray:
 
 
 def restored_logp(codes: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """The float16 log-probabilities of codes: correctly rounded, NaN for `NO_CODE`."""
+    """The float16 log-probabilities of codes, correctly rounded; `NO_CODE` becomes NaN."""
     found: np.ndarray = np.take(_logp_of_codes(), codes, out=out, mode="clip")
     return found
 
@@ -54,19 +58,23 @@ def _logp_of_codes() -> np.ndarray:
 
 _ROUNDING = 2.0**-11 * (1 + 2.0**-10)
 _LEAST_ROUNDING = 2.0**-24
-"""How far float16 rounds, at most: half a step, relative or (near zero) absolute. Both are a little
-more than that, which float64 arithmetic with up to 10^7 classes does not use up."""
+"""The most by which a rounding to float16 moves a value: half a step, relatively or, near zero,
+absolutely. Both bounds are slightly larger, by more than float64 arithmetic with up to 10^7 classes
+can be wrong."""
 
 
 @cache
 def ranges_of_halves() -> tuple[np.ndarray, np.ndarray]:
-    """Between which numbers lies what a stored float16 stands for: lowest, highest, by its bits.
+    """The lowest and the highest number that each float16 may have been rounded from.
 
-    The lowest finite number also stands for everything below it (`topk.LOWEST_LOGP`); an infinity
-    is exact. float64 [65536] each; NaN for NaN.
+    The lowest finite float16 also stands for everything below it (`record.LOWEST_LOGP`), and an
+    infinity for itself alone.
+
+    Returns:
+        Two float64 [65536], by the bits of the float16; NaN for NaN.
     """
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of infinities
+    with np.errstate(invalid="ignore"):  # infinity minus infinity, which is not used
         lowest, highest = _rounded_down(halves), _rounded_up(halves)
     lowest[halves == np.finfo(np.float16).min] = -np.inf
     return lowest, highest
@@ -74,9 +82,10 @@ def ranges_of_halves() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def ranges_of_logp(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """The same of a log-probability that was read from an encoding.
+    """As `ranges_of_halves`, for log-probabilities that were decoded from an encoding.
 
-    `compact` rounds its square root to a step, between two roundings to float16.
+    `compact` rounds three times: the logp to float16, its square root to a code, and the decoded
+    logp to float16.
     """
     if encoding is not Encoding.COMPACT:
         return ranges_of_halves()
@@ -101,10 +110,16 @@ def _rounded_up(values: np.ndarray) -> np.ndarray:
 
 
 def decode_chunk(name: str, data: bytes, out: np.ndarray, encoding: Encoding) -> None:
-    """Decode a chunk, without its checksum, into its values: one dimension, of the slab's type.
+    """Decode a chunk, without its checksum, into its values.
+
+    Args:
+        name: the array's name.
+        data: the chunk's bytes.
+        out: an array of one dimension, of the type that the array has in memory.
+        encoding: the encoding of the cache.
 
     Raises:
-        ValueError: bytes that are no such chunk.
+        ValueError: the bytes are no such chunk.
     """
     if name in ("check", "source"):
         _copy_bytes(data, out)

@@ -1,7 +1,4 @@
-"""The shape of one view's records, on disk and in memory: what follows from a cache's manifest.
-
-The numbers that the format fixes stand here and nowhere else.
-"""
+"""The shape of one view's records, on disk and in memory, which follows from a cache's manifest."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +10,12 @@ from teacher_cache.record import CHUNK_ROWS, FILL_ID, ROWS_PER_CHECK, Encoding
 RECORD_ARRAYS = ("ids", "logp", "tail", "check")
 SOURCE_ARRAY = "source"
 INDEX_BYTES_PER_CHUNK = 16
-"""A shard ends in (offset, length) of each of its chunks, and the CRC-32C of those pairs."""
+"""A shard ends in an index: (offset, length) of each chunk, and the CRC-32C of these pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The shape of one view's arrays, as the manifest tells it."""
+    """The shape of one view's arrays, according to the manifest."""
 
     rows: int
     rows_per_shard: int
@@ -49,17 +46,17 @@ class Layout:
 
     @property
     def ids_dtype(self) -> "np.dtype[Any]":
-        """The type of class ids: the smallest that leaves its largest value for absent rows."""
+        """The type of class ids: the smallest whose largest value is no id, but the fill value."""
         return np.dtype("<u2" if self.class_count <= FILL_ID else "<u4")
 
     def most_bytes(self, name: str) -> int:
-        """An upper bound of what one shard of an array weighs on disk.
+        """An upper bound of the bytes of one shard of an array on disk.
 
-        Codecs may grow what they cannot compress, by some bytes a chunk and a small share.
+        Data that cannot be compressed grow, by some bytes a chunk and a small share.
         """
         entries = self.rows_per_shard // (ROWS_PER_CHECK if name == "check" else 1)
         widths = {"ids": 4 * self.k, "logp": 2 * self.k, "tail": 2 * self.temperatures}
-        plain = entries * widths.get(name, 4)
+        plain = entries * widths.get(name, 4)  # ids may take 2 bytes, but 4 is a bound for both
         chunks = self.rows_per_shard // self.chunk_rows
         return plain + plain // 8 + chunks * (INDEX_BYTES_PER_CHUNK + 4096)
 

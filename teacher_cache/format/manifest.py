@@ -1,4 +1,4 @@
-"""The manifest: what a cache was made from. It decides whether a replay is legal."""
+"""The manifest says what a cache was made from, and so decides whether a replay is allowed."""
 
 import secrets
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from teacher_cache.storage.ledger import Owner
 
 FORMAT_VERSION = 2
 MOST_BYTES = 4 << 20
-"""No manifest is longer; a recipe with many ensemble members has some thousands."""
+"""The most bytes of a manifest; one whose recipe has many ensemble members has some thousands."""
 MOST_IMAGES = 2**31
 MOST_BLOCKS = 100_000_000
 MOST_CHARACTERS = 1000
-"""Of a digest, or of a library's version."""
+"""The most characters of a digest, or of a library's version."""
 
 
 def new_cache_id() -> str:
@@ -44,7 +44,7 @@ class Manifest:
     versions: Mapping[str, str]
     """Name -> version of the libraries that computed the logits."""
     cache_id: str = field(default_factory=new_cache_id)
-    """Random: every entry of the ledger names it, so that no other cache's is believed."""
+    """A random id, which every entry of the ledger names, so that no other cache's is believed."""
     format_version: int = FORMAT_VERSION
 
     def digest(self) -> str:
@@ -53,12 +53,12 @@ class Manifest:
 
     @property
     def owner(self) -> Owner:
-        """What the ledger's entries of this cache name."""
+        """The id and digest by which the ledger's entries name this cache."""
         return Owner(self.cache_id, self.digest())
 
     @property
     def teacher_weights_sha256(self) -> str:
-        """Digest of every parameter of the teacher."""
+        """The digest of all parameters of the teacher."""
         return str(self.teacher["weights_sha256"])
 
     def to_json(self) -> dict[str, Any]:
@@ -68,10 +68,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, *, source: str) -> Self:
-        """Read the group's description; `source` names the cache in errors.
+        """Read the Zarr group's description; `source` names the cache in errors.
 
         Raises:
-            CacheError: no Retort cache, one of another format version, or a damaged manifest.
+            CacheError: it is no cache of Retort's, or one of another format version, or the
+            manifest
+                is damaged.
         """
         try:
             attributes = read_object(data, at_most=MOST_BYTES).get("attributes")
@@ -87,6 +89,7 @@ class Manifest:
                 f"{FORMAT_VERSION}: fill a new cache with cache-teacher and another --out, or use "
                 "the release that wrote this one"
             )
+        # Any other set of fields would not give a manifest; the digest finds every other damage.
         if set(document) != {each.name for each in fields(cls)} or digest_of(document) != (
             attributes or {}
         ).get("retort_sha256"):
@@ -96,7 +99,7 @@ class Manifest:
         return manifest
 
     def parsed_recipe(self) -> CacheRecipe:
-        """The recipe as the typed object it was written from."""
+        """The recipe as the typed object that it was written from."""
         return parse_recipe(self.recipe, CacheRecipe, source="the cache's manifest")
 
     def layout(self) -> Layout:
@@ -112,16 +115,19 @@ class Manifest:
         )
 
     def _require_sane(self, source: str) -> None:
-        """Bounds on what a stranger may have written, before anything is allocated for it.
+        """Refuse what no real cache has, before anything is allocated for it.
+
+        The manifest may come from a stranger, and its digest proves nothing then.
 
         Raises:
-            CacheError: a field of another type, or a count that no real cache has.
+            CacheError: a field has another type, or a count is out of bounds.
         """
         tables = (self.recipe, self.teacher, self.pixel_libraries, self.versions)
         counts = (self.image_count, self.class_count)
         if not (
             all(isinstance(table, dict) for table in tables)
             and all(isinstance(t, str) and len(t) <= MOST_CHARACTERS for t in self._texts())
+            # not isinstance: JSON's true is a bool, which Python counts as an int
             and all(type(count) is int and 0 < count <= MOST_IMAGES for count in counts)
         ):
             raise CacheError(f"{source}/zarr.json: the manifest is not one of format 2")
@@ -141,16 +147,16 @@ class Manifest:
             )
 
     def _texts(self) -> list[object]:
-        """What must be text, and is repeated in messages."""
+        """The fields that must be text; messages repeat them, so their length is bounded."""
         digests = (self.recipe_digest, self.index_digest, self.teacher.get("weights_sha256"))
         libraries = (*self.pixel_libraries.values(), *self.versions.values())
         return [self.pixel_engine, self.cache_id, *digests, *libraries]
 
     def require_same_pixels(self, engine: str, libraries: Mapping[str, str]) -> None:
-        """Refuse an environment whose pixels may differ from those the teacher saw.
+        """Refuse an environment whose pixels may differ from those that the teacher saw.
 
         Raises:
-            ReplayRefused: naming each library that differs, with both versions.
+            ReplayRefused: a library differs; the message names each with both versions.
         """
         here = {"pixel_engine": engine, **libraries}
         there = {"pixel_engine": self.pixel_engine, **self.pixel_libraries}
@@ -163,14 +169,14 @@ class Manifest:
             )
 
     def other_teacher_libraries(self, versions: Mapping[str, str]) -> list[str]:
-        """Which libraries that compute logits have another version here: one line each."""
+        """The libraries that compute logits and have another version here: one line for each."""
         return _differing(
             {name: self.versions.get(name, "absent") for name in ("torch", "timm")},
             {name: versions.get(name, "absent") for name in ("torch", "timm")},
         )
 
     def differences(self, other: Self) -> list[str]:
-        """What makes `other` another cache: one line a setting, `name: mine, theirs`."""
+        """The settings in which another cache differs: one line for each, with both values."""
         mine, theirs = self._identity(), other._identity()
         return [
             f"{name}: {mine.get(name, 'none')} in the cache, {theirs.get(name, 'none')} asked for"
@@ -190,6 +196,7 @@ class Manifest:
             **flat,
             "teacher normalization (mean, std)": normalization,
             "storage.encoding": recipe.storage.encoding.value,
+            # digests are shown to the user, for whom a beginning tells two of them apart
             "image index": self.index_digest[:16],
             "teacher weights": self.teacher_weights_sha256[:16],
             "classes": self.class_count,

@@ -1,4 +1,4 @@
-"""Images inside a file, read by offset with `pread`: safe in any process, at the same time."""
+"""Images inside an archive are read by offset with `pread`, by any number of processes at once."""
 
 import errno
 import os
@@ -26,10 +26,10 @@ class Archive:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """The file as it is now.
+        """Note the size and time of a file as it is now.
 
         Raises:
-            ImageUnavailable: it is not there, or no regular file.
+            ImageUnavailable: the file is missing, or is no regular file.
         """
         try:
             status = path.stat()
@@ -39,13 +39,14 @@ class Archive:
         return cls(path, status.st_size, status.st_mtime_ns)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the file.
+        """Read `size` bytes from `offset` on.
 
         Raises:
-            ImagesError: the file is not the one whose headers were read.
-            OSError: it cannot be read.
+            ImagesError: the file has changed since its headers were read.
+            OSError: the file cannot be read.
         """
-        # opened each time: 10 us of an image's 5 ms, no descriptors to share or to run out of
+        # The file is opened for each image, which takes 10 us of an image's 5 ms: so there are no
+        # descriptors to share with workers, or to run out of.
         descriptor = open_regular_file(self.path)
         try:
             status = os.fstat(descriptor)
@@ -64,35 +65,35 @@ class Archive:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArchivedImages:
-    """Images that lie uncompressed inside archives. N images."""
+    """N images that lie uncompressed inside archives."""
 
     archives: tuple[Archive, ...]
     numbers: np.ndarray
-    """int32 [N] which archive."""
+    """int32 [N] position in `archives` of each image's archive."""
     offsets: np.ndarray
-    """int64 [N] bytes."""
+    """int64 [N] first byte of each image in its archive."""
     sizes: np.ndarray
-    """int64 [N] bytes."""
+    """int64 [N] bytes of each image."""
 
     def read(self, row: int) -> bytes:
-        """One image's encoded bytes."""
+        """The encoded bytes of one image."""
         archive: Archive = self.archives[int(self.numbers[row])]
         return archive.read(int(self.offsets[row]), int(self.sizes[row]))
 
     def take(self, rows: np.ndarray) -> Self:
-        """Some of the images."""
+        """Some of the images: row i of the result is row `rows[i]` of these."""
         return type(self)(self.archives, self.numbers[rows], self.offsets[rows], self.sizes[rows])
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where some bytes lie in a file."""
+    """A range of bytes in a file."""
 
     offset: int
     size: int
 
 
 def archived(archives: tuple[Archive, ...], places: list[tuple[int, Extent]]) -> ArchivedImages:
-    """Images from (number of the archive, extent) of each."""
+    """Images, each of which lies at a pair of (number of the archive, extent in it)."""
     table = np.array([(n, e.offset, e.size) for n, e in places], np.int64).reshape(-1, 3)
     return ArchivedImages(archives, table[:, 0].astype(np.int32), table[:, 1], table[:, 2])

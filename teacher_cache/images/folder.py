@@ -1,4 +1,4 @@
-"""Images as files in a folder of class folders."""
+"""A data set of image files in class folders."""
 
 import errno
 import os
@@ -17,16 +17,16 @@ from teacher_cache.images.tars import list_class_tars
 
 
 def list_folder(root: Path) -> Listing:
-    """List a folder of class folders, or, where it has none, one of tars, each of one class.
+    """List a folder of class folders; if it has none, a folder of tars, each of one class.
 
-    Images may lie at any depth below their class folder. Hidden folders, hidden files and what is
-    no image are passed over; links are followed. The order is that of an index: by class and key,
-    in bytes.
+    Images may lie at any depth below their class folder. Hidden folders, hidden files and files
+    that are no images are passed over; links are followed. The order is that of an index: by class
+    and key, compared in bytes.
 
     Raises:
-        ImagesError: nothing there, or a class folder without images.
-        ImageUnavailable: a folder that cannot be listed, a link that leads nowhere, or a FIFO,
-            socket or device that is named as an image.
+        ImagesError: there is no such folder, or no class folder in it.
+        ImageUnavailable: a folder cannot be listed, a link leads nowhere, or a FIFO, socket or
+            device has the name of an image.
     """
     if not root.is_dir():
         raise ImagesError(
@@ -50,7 +50,7 @@ def _image_keys(root: Path, name: str) -> Iterator[str]:
     while below:
         folder = below.pop()
         identity = _identity(root / folder)
-        if identity in seen:  # a link that leads back
+        if identity in seen:  # a link leads back to a folder that was listed already
             continue
         seen.add(identity)
         for entry in _entries(root / folder):
@@ -63,7 +63,7 @@ def _image_keys(root: Path, name: str) -> Iterator[str]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds, by name, in byte order."""
+    """The entries of a folder in the byte order of their names."""
     try:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: os.fsencode(entry.name))
@@ -80,7 +80,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one; what a link that leads nowhere would be cannot be known."""
+    """Whether an entry is a folder, or a link to one; a link that leads nowhere is an error."""
     try:
         if entry.is_dir():
             return True

@@ -1,7 +1,7 @@
-"""Images in a data set of Hugging Face's `datasets`, under timm's name for it: `hfds/NAME`.
+"""A data set of Hugging Face's `datasets`, under timm's name for it: `hfds/NAME`.
 
-timm's own reader wants to be told the columns and the split; it opens the set as is done here, and
-a test compares the two.
+timm's own reader must be told the columns and the split. Apart from that it opens the data set as
+this module does, and a test compares the two.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from teacher_cache.images.source import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DatasetImages:
-    """Images in rows of a `datasets.Dataset`, which every process maps into memory anew."""
+    """Images in rows of a `datasets.Dataset`, whose files every process maps for itself."""
 
     dataset: Any
     """One column of undecoded images."""
@@ -31,26 +31,26 @@ class DatasetImages:
     """int64 [N] rows of the data set."""
 
     def read(self, row: int) -> bytes:
-        """One image's encoded bytes: none where the data set holds no image in the row."""
+        """The encoded bytes of one image, or no bytes if the data set has no image in this row."""
         image = self.dataset[int(self.rows[row])][self.column]
         if image is None or not (image["bytes"] or image["path"]):
             return b""
         return image["bytes"] or read_regular_file(Path(image["path"]))
 
     def take(self, rows: np.ndarray) -> Self:
-        """Some of the images."""
+        """Some of the images: row i of the result is row `rows[i]` of these."""
         return type(self)(self.dataset, self.column, self.rows[rows])
 
 
 def list_dataset(name: str) -> Listing:
-    """List NAME or NAME:SPLIT: a set of the hub, of its local copy, or one saved to a folder.
+    """List NAME or NAME:SPLIT: a data set of the hub, its local copy, or one saved to a folder.
 
-    A key is the class and the stored file name; where those are missing or not unique, the class
-    and the row's number.
+    A key is the class and the stored file name. If a file name is missing or not unique, each key
+    is the class and the number of the row.
 
     Raises:
-        ImagesError: `datasets` is not installed, no such set or split, or not one image and one
-            label a row.
+        ImagesError: `datasets` is not installed, there is no such data set or split, or a row has
+            not one image and one label.
     """
     name, split = split_of(name)
     dataset = _open(name, split)
@@ -72,7 +72,7 @@ def _open(name: str, split: str | None) -> Any:
         raise ImagesError(f"hfds/{name} needs `datasets`: pip install datasets") from None
     try:
         if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
-            saved = datasets.load_from_disk(name)  # by save_to_disk: one split, or several
+            saved = datasets.load_from_disk(name)  # save_to_disk writes one split, or several
             if isinstance(saved, datasets.Dataset):
                 saved = {str(saved.split or "train"): saved}
             return saved[choose_split(list(saved), split, f"hfds/{name}")]
@@ -81,7 +81,7 @@ def _open(name: str, split: str | None) -> Any:
         return datasets.load_dataset(name, split=split)
     except ImagesError:
         raise
-    except Exception as error:  # of the library, the network, the format, of many types
+    except Exception as error:  # the library, the network and the format raise many types
         raise ImagesError(
             f"hfds/{name} cannot be opened ({' '.join(str(error).split())}): expected a data set's "
             "name on the hub, a folder of its files, or one written by save_to_disk"
@@ -119,7 +119,10 @@ def _one(columns: list[str], usual: str, data: str, what: str) -> str:
 def _labels(
     dataset: Any, column: str, name: str
 ) -> tuple[list[str], np.ndarray, dict[str, int] | None]:
-    """Class names, int64 [N] positions in them, and the ids that the data set gives them."""
+    """Class names, int64 [N] positions in them, and the ids that the data set gives its classes.
+
+    There are no ids if the labels are names.
+    """
     values = dataset.select_columns([column]).with_format("arrow")[:][column]
     names = getattr(dataset.features[column], "names", None)
     found = np.array(values.to_pylist())

@@ -1,7 +1,7 @@
 """The image index: the ordered list of images that every row number refers to.
 
-What --data takes is listed by folder.py, tars.py, hugging_face.py and webdataset.py; the order, the
-classes' numbers and the matching by key are the same for all of them, and are here.
+The modules folder, tars, hugging_face and webdataset list what --data may name. The order of rows,
+the numbers of classes and the matching by key are the same for all of them, and are defined here.
 """
 
 import hashlib
@@ -34,23 +34,20 @@ from teacher_cache.images.webdataset import list_shards
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageIndex:
-    """Images in a fixed order; row = position.
-
-    Shapes: N images, C classes.
-    """
+    """N images of C classes in a fixed order; a row is a position in it."""
 
     root: Path
     keys: Names
-    """[N] names: paths below `root`, with `/`, decoded by `os.fsdecode`."""
+    """[N] names: paths below `root`, with `/` between their parts, decoded by `os.fsdecode`."""
     labels: np.ndarray
     """[N] int64 class ids."""
     class_ids: Mapping[str, int]
     """From class folder to class id."""
     source: ImageSource | None = None
-    """Where the bytes are; None: each image is a file, `root / key`."""
+    """Where the bytes are; None if each image is a file, `root / key`."""
 
     def __post_init__(self) -> None:
-        """Hold the names in one block of memory, whatever sequence they came in."""
+        """Move the names into one block of memory, whatever sequence they come in."""
         object.__setattr__(self, "keys", Names.of(self.keys))
 
     def __len__(self) -> int:
@@ -59,11 +56,11 @@ class ImageIndex:
 
     @property
     def class_count(self) -> int:
-        """The smallest number of classes that holds every class id."""
+        """The smallest number of classes that makes every class id valid: the highest id + 1."""
         return max(self.class_ids.values()) + 1
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of keys, labels and classes, wherever the folder lies."""
+        """SHA-256, in hexadecimal, of keys, labels and classes; the root is not in it."""
         classes = sorted(self.class_ids.items(), key=lambda item: os.fsencode(item[0]))
         listed = b"".join(os.fsencode(name) + b"\0%d\0" % class_id for name, class_id in classes)
         sha = hashlib.sha256(b"retort/index/2\0")
@@ -78,8 +75,8 @@ class ImageIndex:
         """The encoded bytes of one image.
 
         Raises:
-            ImageUnavailable: they cannot be reached.
-            ImagesError: no regular file, or an archive that was changed.
+            ImageUnavailable: the file cannot be read, or is no regular file.
+            ImagesError: the archive has changed since it was listed.
         """
         try:
             if self.source is not None:
@@ -89,7 +86,7 @@ class ImageIndex:
             raise ImageUnavailable.of(self.root / self.keys[row], error) from None
 
     def name_of(self, row: int) -> str:
-        """What errors call the image of a row."""
+        """The name of a row's image in errors."""
         return printable(str(self.root / self.keys[row]))
 
     def take(self, rows: np.ndarray) -> Self:
@@ -103,7 +100,7 @@ class ImageIndex:
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Names as timm orders class folders: case-blind, and numbers in them by their value."""
+    """Names in timm's order of class folders: without regard to case, numbers by their value."""
 
     def key(name: str) -> list[tuple[int, int | str]]:
         parts = re.split(r"(\d+)", name.lower())
@@ -113,10 +110,12 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 
 def require_clear_order(index: ImageIndex) -> None:
-    """Refuse class folders that timm and torchvision number otherwise, for a trained teacher.
+    """Refuse class folders to which timm and torchvision give different class ids.
+
+    A trained teacher was trained with one of the two, and nothing says with which.
 
     Raises:
-        ImagesError: showing both orders.
+        ImagesError: the orders differ; the message shows both.
     """
     by_bytes = sorted(index.class_ids, key=os.fsencode)
     by_timm = natural_order(index.class_ids)
@@ -138,19 +137,20 @@ def index_images(
     class_ids: Mapping[str, int] | None = None,
     class_order: str | None = None,
 ) -> ImageIndex:
-    """List what --data names, by class and then by key, both in byte order.
+    """List the images that --data names, ordered by class and then by key, both in byte order.
 
     Args:
         data: a folder of class folders, or of one tar a class; a tar of either, or a folder inside
             one (`images.tar/train`); `hfds/NAME[:SPLIT]`; `wds/PATH[:SPLIT]`.
-        class_ids: from class folder to class id; None takes the source's own, or else numbers the
-            folders from 0.
-        class_order: "timm" numbers them in timm's natural order, else their bytes count. The order
-            of rows is the bytes' in any case.
+        class_ids: from class folder to class id. None takes the ids of the source itself; if it has
+            none, the folders are numbered from 0.
+        class_order: "timm" numbers the folders in timm's natural order, anything else in byte
+        order.
+            Rows are in byte order in any case.
 
     Raises:
-        ImagesError: what the source cannot be used for, or a class that `class_ids` does not name.
-        OSError: it cannot be read.
+        ImagesError: the data set cannot be used, or has a class that `class_ids` does not name.
+        OSError: the data set cannot be read.
     """
     listing = list_images(data)
     used = {listing.classes[number] for number in np.unique(listing.labels).tolist()}
@@ -177,12 +177,12 @@ def index_images(
 
 
 def list_images(data: Path | str) -> Listing:
-    """What --data names, in the source's own order.
+    """List the images that --data names, in the source's own order.
 
     Raises:
-        ImagesError, OSError: as `index_images`.
+        ImagesError, OSError: as in `index_images`.
     """
-    kind, _, name = str(data).partition("/")  # as timm names its readers
+    kind, _, name = str(data).partition("/")  # `hfds/` and `wds/` are timm's names of its readers
     readers = {"hfds": list_dataset, "wds": list_shards}
     reader = readers.get(kind.lower())
     listing = reader(name) if reader and name else _list_path(Path(data))
@@ -194,16 +194,16 @@ def list_images(data: Path | str) -> Listing:
 
 
 def require_same_numbers(index: ImageIndex, asked: ImageIndex) -> None:
-    """Refuse class folders that a cache numbers otherwise than the user's recipe does.
+    """Refuse class folders that have other ids in a cache than in the user's recipe.
 
-    Its labels would be wrong, though every record were the teacher's.
+    The labels would be wrong, although every record is the teacher's.
 
     Args:
-        index: the cache's.
-        asked: as `index_images` numbers the same folders for the recipe.
+        index: the index of the cache.
+        asked: the index of the same folders according to the recipe.
 
     Raises:
-        ImagesError: naming the first such folder, with both numbers.
+        ImagesError: an id differs; the message names the first such folder with both ids.
     """
     theirs = asked.class_ids
     differing = [name for name, own in index.class_ids.items() if theirs.get(name, own) != own]
@@ -221,11 +221,11 @@ def require_outside(index: ImageIndex, out: Path) -> None:
     """Refuse a folder for results that the next listing of the images would take for a class.
 
     Args:
-        index: of images in a folder; other sources cannot be written into.
-        out: where a job is to write.
+        index: the images; only if they lie in a folder can anything be written among them.
+        out: the folder that a job will write into.
 
     Raises:
-        ImagesError: it lies in the folder of class folders, and in none of them.
+        ImagesError: `out` lies in the folder of class folders, but in no class folder.
     """
     data, place = index.root.resolve(), out.resolve()
     if index.source is not None or data not in place.parents:
@@ -243,7 +243,7 @@ def read_class_map(path: Path) -> dict[str, int]:
     """Read a JSON object from class folder to class id.
 
     Raises:
-        ImagesError: not a JSON object of unique, non-negative whole numbers.
+        ImagesError: the file is no JSON object of unique, non-negative whole numbers.
     """
     try:
         document = json.loads(path.read_text())
@@ -263,17 +263,19 @@ def read_class_map(path: Path) -> dict[str, int]:
 
 
 def allowed_unreadable(count: int, share: float) -> int:
-    """How many of `count` images may be unreadable: a share of them, but one at least."""
+    """How many of `count` images may be unreadable: a share of them, and at least one."""
     return max(1, int(share * count))
 
 
 def rebase(index: ImageIndex, data: Path | str) -> ImageIndex:
-    """The same rows over another copy of the data set, matched by key: moved or reordered is fine.
+    """The same rows, with the bytes of another copy of the data set, which is matched by key.
+
+    The copy may lie elsewhere and list its images in another order.
 
     Raises:
-        ImagesError: counting and naming the images that `data` lacks, has beyond the index, or
-            holds under another class.
-        OSError: it cannot be read.
+        ImagesError: `data` lacks images of the index, has others, or has some in another class; the
+            message says how many, and names the first.
+        OSError: `data` cannot be read.
     """
     listing = list_images(data)
     _require_images(listing, {listing.classes[label] for label in np.unique(listing.labels)})
@@ -285,7 +287,10 @@ def rebase(index: ImageIndex, data: Path | str) -> ImageIndex:
 
 
 def _matched(index: ImageIndex, listing: Listing) -> np.ndarray:
-    """int64 [N] the listing's rows in the index's order, where the two name classes otherwise."""
+    """int64 [N] the listing's rows in the order of the index, found by their keys.
+
+    The orders differ if the two name their classes differently.
+    """
     rows = {key: row for row, key in enumerate(listing.keys)}
     missing = _difference(index.keys, rows)
     extra = _difference(rows, index.keys)
@@ -330,7 +335,7 @@ def _require_images(listing: Listing, used: Collection[str]) -> None:
 
 
 def in_order(listing: Listing) -> tuple[np.ndarray, Names]:
-    """int64 [N] the listing's rows by class and key, in byte order; and their keys."""
+    """int64 [N] the listing's rows by class and key in byte order, and the keys in that order."""
     classes = [os.fsencode(name) for name in listing.classes]
     ranks = np.empty(len(classes), np.int64)
     ranks[sorted(range(len(classes)), key=classes.__getitem__)] = np.arange(len(classes))
@@ -338,7 +343,7 @@ def in_order(listing: Listing) -> tuple[np.ndarray, Names]:
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1)).tolist()
     keys = Names.of(listing.keys).encoded()
-    # class by class, since many short lists are sorted several times as fast as a long one
+    # Each class is sorted by itself: many short lists take several times less time than a long one.
     for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
         order[start:stop] = sorted(order[start:stop].tolist(), key=keys.__getitem__)
     return order, Names(b"\0".join([*map(keys.__getitem__, order.tolist()), b""]))

@@ -1,4 +1,4 @@
-"""Millions of names in one block of memory, which processes can share by mapping one file.
+"""Millions of names in one block of memory, which processes share if they map the same file.
 
 N names.
 """
@@ -15,14 +15,14 @@ import numpy as np
 
 _ERRORS = sys.getfilesystemencodeerrors()
 _STRIDE = 16
-"""One name in so many has its place stored; those between are found by the bytes that end them."""
+"""Of so many names the position of one is stored; the others are found by their NUL bytes."""
 
 
 class Names(Sequence[str]):
-    """Names in the file system's bytes, each ended by NUL, which no file name contains.
+    """Names as bytes of the file system, each ended by NUL, which no file name contains.
 
-    A str a name would take 90 bytes and more of every process. Here it takes its own bytes, once
-    for all processes that map the same file, and half a byte for its place.
+    As a str, a name would take 90 bytes and more in every process. Here it takes its own bytes,
+    once for all processes that map the same file, and half a byte in each for its position.
     """
 
     __slots__ = ("_blob", "_path", "_starts", "_total")
@@ -31,18 +31,18 @@ class Names(Sequence[str]):
         """Find the names in a buffer of bytes.
 
         Args:
-            blob: bytes, or anything with their buffer.
-            path: the file that the buffer maps, so that other processes can map it, too.
+            blob: the names, as bytes or any other object with a buffer of bytes.
+            path: the file that the buffer maps, if any, so that other processes can map it, too.
 
         Raises:
-            ValueError: the last name has no end.
+            ValueError: the last name does not end in a NUL byte.
         """
         self._blob, self._path = memoryview(blob).cast("B"), path
         if len(self._blob) and self._blob[-1] != 0:
             raise ValueError("the last name does not end in a NUL byte")
         found = [np.zeros(1, np.int64)]
         self._total = 0
-        for at in range(0, len(self._blob), 1 << 24):  # by pieces, to need little memory
+        for at in range(0, len(self._blob), 1 << 24):  # in pieces, which need little memory
             ends = np.flatnonzero(np.frombuffer(self._blob[at : at + (1 << 24)], np.uint8) == 0)
             first = -(self._total + 1) % _STRIDE
             found.append(ends[first::_STRIDE] + at + 1)
@@ -55,7 +55,7 @@ class Names(Sequence[str]):
         if isinstance(names, cls):
             return names
         listed = list(names)
-        # one call for all, since os.fsencode takes half a microsecond a name
+        # All names are encoded at once, as os.fsencode takes half a microsecond a name.
         joined = "\0".join([*listed, ""]).encode(sys.getfilesystemencoding(), _ERRORS)
         found = cls(joined)
         if len(found) != len(listed):
@@ -64,11 +64,11 @@ class Names(Sequence[str]):
 
     @classmethod
     def mapped(cls, path: Path) -> Self:
-        """The names in a file, mapped.
+        """Map a file of names.
 
         Raises:
-            ValueError: it does not end in a NUL byte, or is empty.
-            OSError: no regular file, or one that cannot be read.
+            ValueError: the file is empty, or does not end in a NUL byte.
+            OSError: the file cannot be read, or is no regular file.
         """
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
@@ -79,7 +79,7 @@ class Names(Sequence[str]):
             os.close(descriptor)
 
     def encoded(self) -> list[bytes]:
-        """Each name in the file system's bytes: much memory, for as long as it is held."""
+        """Every name as bytes of the file system; the list takes much memory while it lives."""
         return bytes(self._blob).split(b"\0")[:-1]
 
     @property
@@ -88,7 +88,7 @@ class Names(Sequence[str]):
         return self._blob
 
     def take(self, rows: np.ndarray) -> "Names":
-        """Some of the names [M], in that order."""
+        """The names [M] of some rows, in the order of `rows`."""
         return Names.of(self[row] for row in rows.tolist())
 
     def __len__(self) -> int:
@@ -127,14 +127,14 @@ class Names(Sequence[str]):
             return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
         return NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # as lists: they are compared, and no keys
+    __hash__ = None  # type: ignore[assignment]  # like a list, it can be compared but is no key
 
     def __repr__(self) -> str:
-        """How many there are, and the first."""
+        """The number of names, and the first two."""
         return f"Names({self._total}: {', '.join(self[:2])}{', ...' if self._total > 2 else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What another process needs: the file that it maps itself, or else the bytes."""
+        """Pickle the file's path, so that another process maps it, or else the bytes."""
         if self._path is not None:
             return Names.mapped, (self._path,)
         return Names, (bytes(self._blob),)

@@ -1,4 +1,4 @@
-"""What every source of images tells: their names, their classes, and bytes by row.
+"""What all sources of images have in common: names, classes, and encoded bytes by row.
 
 N images, C classes.
 """
@@ -25,15 +25,15 @@ EXTENSIONS = frozenset(
 
 
 class ImagesError(UserError):
-    """Images that cannot be used, or that are not those a cache was made from."""
+    """The images cannot be used, or are not those that a cache was made from."""
 
 
 class ImageUnavailable(ImagesError):
-    """An image or a folder that is named but cannot be read now; it says nothing of its bytes."""
+    """An image or a folder cannot be read now, which says nothing of what it contains."""
 
     @classmethod
     def of(cls, path: object, error: OSError) -> Self:
-        """What a user reads of an OSError."""
+        """The error that a user sees for an OSError."""
         return cls(
             f"{printable(str(path))} cannot be read ({error.strerror or error}): nothing is lost; "
             "mend it, or remove it if it is meant to be gone, and run the same command again"
@@ -41,45 +41,49 @@ class ImageUnavailable(ImagesError):
 
 
 class ImageSource(Protocol):
-    """Encoded images by row. It is read in forked and spawned workers, so it is picklable."""
+    """Encoded images by row. It is picklable, because forked and spawned workers read from it."""
 
     def read(self, row: int) -> bytes:
-        """One image's encoded bytes; OSError where they cannot be read."""
+        """The encoded bytes of one image.
+
+        Raises:
+            OSError: they cannot be read.
+        """
         ...
 
     def take(self, rows: np.ndarray) -> Self:
-        """Some of the images: row i of the result is row `rows[i]` of this one."""
+        """Some of the images: row i of the result is row `rows[i]` of these."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Listing:
-    """The images of one source, in whatever order it names them."""
+    """The images of one source, in the order in which the source lists them."""
 
     root: Path
-    """Where they are, in errors: `root / key` names an image."""
+    """Where the images are; errors name an image by `root / key`."""
     keys: Names
     """[N] unique names."""
     classes: Sequence[str]
-    """[C] names of classes, of class folders where there are any."""
+    """[C] names of the classes, which are the class folders if there are any."""
     labels: np.ndarray
     """int64 [N] positions in `classes`."""
     class_ids: Mapping[str, int] | None = None
-    """The ids that the source itself gives its classes; None: they are numbered in byte order."""
+    """The ids that the source itself gives its classes; None if it gives none."""
     source: ImageSource | None = None
-    """Where the bytes are; None: each image is a file, `root / key`."""
+    """Where the bytes are; None if each image is a file, `root / key`."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name, without its folder, is one of an image that is not hidden."""
+    """Whether a file name, without its folder, is the name of an image that is not hidden."""
     return not name.startswith(".") and PurePath(name).suffix.lower() in EXTENSIONS
 
 
 def keys_of(names: Iterable[str], root: Path) -> Names:
-    """Names of images as keys.
+    """The names of images as keys of an index.
 
     Raises:
-        ImagesError: a name that is empty, holds a NUL, or has no bytes in this file system.
+        ImagesError: a name holds a NUL byte, or cannot be encoded for this file system.
     """
     try:
         return Names.of(names)
@@ -88,24 +92,27 @@ def keys_of(names: Iterable[str], root: Path) -> Names:
 
 
 def read_regular_file(path: Path) -> bytes:
-    """A file's bytes, links followed.
+    """The bytes of a file; links are followed.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: the file cannot be read, or is no regular file.
     """
     with open(open_regular_file(path), "rb", buffering=0) as file:
         return file.readall()
 
 
 def open_regular_file(path: Path) -> int:
-    """A descriptor to read from; opening a FIFO in the ordinary way would wait for a writer.
+    """Open a file for reading and return its descriptor.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: the file cannot be opened, or is no regular file.
     """
+    # Without O_NONBLOCK, opening a FIFO would wait for a process that writes into it.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except BlockingIOError:  # a file server holds a lease on it, and gives it back when asked
+    # A file server may have a lease on the file, which it gives back if it has the time: so this
+    # second try waits.
+    except BlockingIOError:
         require_regular(path.stat().st_mode, path)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -117,10 +124,10 @@ def open_regular_file(path: Path) -> int:
 
 
 def require_regular(mode: int, path: Path) -> None:
-    """Refuse a FIFO, socket, device or folder.
+    """Refuse a FIFO, socket, device or folder, by its mode.
 
     Raises:
-        OSError: it is one of these.
+        OSError: the file is no regular file.
     """
     if not stat.S_ISREG(mode):
         kind = {"p": "a FIFO", "s": "a socket", "d": "a folder"}.get(stat.filemode(mode)[0])
@@ -137,7 +144,7 @@ def several(names: Sequence[str], noun: str) -> str:
 def listing_of_classes(
     root: Path, found: Mapping[str, Sequence[str]], source: ImageSource | None = None
 ) -> Listing:
-    """A listing out of the keys of each class folder, in the order of both."""
+    """A listing from the keys of each class folder, in the order in which both are given."""
     counts = [len(keys) for keys in found.values()]
     return Listing(
         root,
@@ -149,16 +156,16 @@ def listing_of_classes(
 
 
 def split_of(name: str) -> tuple[str, str | None]:
-    """NAME and SPLIT of `NAME:SPLIT`."""
+    """Split `NAME:SPLIT` into NAME and SPLIT, which is None if it is not given."""
     found = re.fullmatch(r"(.+?):(\w[^/]*)", name)  # the split may be a slice: train[:10%]
     return (found[1], found[2]) if found else (name, None)
 
 
 def choose_split(names: list[str], wanted: str | None, data: str) -> str:
-    """The split asked for, or the only one there is.
+    """The split that was asked for, or else the only one that there is.
 
     Raises:
-        ImagesError: no such split, or several to choose from.
+        ImagesError: there is no such split, or none was asked for and there are several.
     """
     if wanted in names:
         return str(wanted)

@@ -1,7 +1,8 @@
-"""What a tar holds, and where: one pass over its headers.
+"""One pass over the headers of a tar tells which files it contains, and where.
 
-Python's tarfile reads the headers (ustar, GNU, pax); what is here is what it leaves open: names
-that lead elsewhere, links, and damage or a cut that it takes for the end.
+Python's tarfile reads the headers (ustar, GNU, pax). This module adds what tarfile does not do: it
+refuses names that lead out of the archive, resolves links to the bytes that they stand for, and
+finds a cut or damage that tarfile takes for the end.
 """
 
 import io
@@ -29,30 +30,30 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "unzstd",
     b"PK\x03\x04": "unzip",
 }
-"""The first bytes of files that must be unpacked, and with what."""
-_LINKS_AT_MOST = 40  # as many links to links as Linux follows
+"""The first bytes of compressed files, and the command that unpacks each kind."""
+_LINKS_AT_MOST = 40  # Linux follows as many links to links
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a tar would leave in an empty folder, by normalised name."""
+    """The files and folders that a tar would create in an empty folder, by normalised names."""
 
     files: Mapping[str, Extent]
     folders: frozenset[str]
-    """Those that the tar names itself, as some do for every folder, others for none."""
+    """Folders that have a header of their own; some tars have one for every folder, others none."""
     repeated: tuple[str, ...] = ()
-    """Names of files that were stored more than once; the last one counts, as on extraction."""
+    """Names of files that are stored more than once; the last one counts, as on extraction."""
 
 
 def read_contents(archive: Archive, within: Extent | None = None) -> Contents:
-    """Read the headers of a tar, or of one that lies in another one, at `within`.
+    """Read the headers of a tar, or of a tar that lies in another one, at `within`.
 
-    Links are resolved to the bytes they stand for. Names lose a leading `/` and `./`.
+    Links are resolved to the bytes that they stand for. Names lose a leading `/` and `./`.
 
     Raises:
-        ImagesError: compressed, cut off, damaged, no tar, or members that cannot be read by offset
-            or lead out of the archive.
-        ImageUnavailable: it cannot be read.
+        ImagesError: the file is compressed, cut off, damaged, or no tar; or a member cannot be read
+            by offset, or its name leads out of the archive.
+        ImageUnavailable: the file cannot be read.
     """
     try:
         return _read_contents(archive, within or Extent(0, archive.size))
@@ -78,7 +79,7 @@ def _read_contents(archive: Archive, place: Extent) -> Contents:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file, as a file."""
+    """A part of a file, which tarfile reads as if it were a file of its own."""
 
     def __init__(self, descriptor: int, place: Extent) -> None:
         self._descriptor, self._place, self._at = descriptor, place, 0
@@ -97,8 +98,8 @@ class _Window(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        left = max(self._place.size - self._at, 0)
-        size = left if size < 0 else min(size, left)
+        remaining = max(self._place.size - self._at, 0)
+        size = remaining if size < 0 else min(size, remaining)
         data = os.pread(self._descriptor, size, self._place.offset + self._at)
         self._at += len(data)
         return data
@@ -115,7 +116,8 @@ def _headers(window: _Window) -> Iterator[Iterator[tarfile.TarInfo]]:
 
         def members() -> Iterator[tarfile.TarInfo]:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # a kilobyte each
+                # tarfile would keep all members, of which each takes a kilobyte
+                tar.members.clear()  # type: ignore[attr-defined]
                 yield member
             _require_end(window, tar.offset)
 
@@ -123,10 +125,12 @@ def _headers(window: _Window) -> Iterator[Iterator[tarfile.TarInfo]]:
 
 
 def _require_end(window: _Window, offset: int) -> None:
-    """Where tarfile saw the end there must be zeros: it is silent about a cut and about damage.
+    """Require zeros from the place on where tarfile saw the end of the archive.
+
+    tarfile says nothing of an archive that is cut off there, or damaged.
 
     Raises:
-        tarfile.ReadError: anything but zeros up to the end of the file.
+        tarfile.ReadError: there is anything but zeros up to the end of the file.
     """
     window.seek(offset)
     if len(block := window.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
@@ -148,7 +152,7 @@ class _Scan:
         self.repeated: list[str] = []
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Take one member in, in the archive's order."""
+        """Add the next member of the archive."""
         name = _normalised(member.name)
         if name is None:
             raise ImagesError(
@@ -187,7 +191,7 @@ class _Scan:
             raise self._dangling(name, member.linkname)
 
     def contents(self) -> Contents:
-        """All members; symbolic links stand for what they lead to."""
+        """The contents after the last member; a link is given as the file that it leads to."""
         files = dict(self.files)
         for name in self.links:
             target = self._follow(name)
@@ -219,13 +223,13 @@ class _Scan:
 
 
 def _normalised(name: str) -> str | None:
-    """A name without `.`, doubled and leading `/`; None where it has a `..`."""
+    """A name without `.` and without leading or doubled `/`; None if it has a `..`."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     return None if ".." in parts else "/".join(parts)
 
 
 def _resolved(path: str) -> str | None:
-    """A link's target below the archive's root; None where it leads out of it."""
+    """A link's target as a name in the archive; None if it leads out of the archive."""
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":

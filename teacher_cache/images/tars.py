@@ -1,7 +1,7 @@
-"""Images in tar files: one tar of class folders, or one tar a class.
+"""Data sets in tar files: one tar of class folders, or one tar for each class.
 
-A key is what the image's path would be had the tars been unpacked where they are, so that a cache
-filled from a folder replays from its tar, and the reverse.
+A key is the path that the image would have if the tars were unpacked where they are. So a cache
+that was filled from a folder can be replayed from a tar of it, and the reverse.
 """
 
 import os
@@ -20,22 +20,21 @@ from teacher_cache.images.source import (
 from teacher_cache.images.tar_headers import Contents, read_contents
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
-"""Folders around class folders, by the names that data sets give them."""
+"""The usual names of folders that contain the class folders of one split."""
 
 ArchivedFile = tuple[int, Extent]
-"""The number of an archive, and where in it an image lies."""
+"""The number of an archive, and the image's extent in it."""
 
 
 def list_tar(path: Path, inner: str = "") -> Listing:
-    """List a tar of class folders, or of tars, each of one class, as ImageNet's own archive is.
+    """List a tar of class folders, or a tar of one tar for each class, as ImageNet's own is.
 
     Args:
-        path: the tar, not compressed.
+        path: the tar, which must not be compressed.
         inner: the folder inside it that holds the class folders; "" for its top.
 
     Raises:
-        ImagesError: no such folder in it, no class folders, one without images; as
-            `read_contents` does.
+        ImagesError: the tar has no such folder or no class folders; also as in `read_contents`.
     """
     archive = Archive.of(path)
     contents = read_contents(archive)
@@ -45,6 +44,8 @@ def list_tar(path: Path, inner: str = "") -> Listing:
     if found := _classes(contents):
         _refuse_wrapped(root, found)
         return _listing(root, (archive,), {name: _at(0, f) for name, f in found.items()})
+    # Only tars at the top are classes. They are not unpacked: images are read by their offset in
+    # the outer tar.
     tars = {
         name.removesuffix(".tar"): extent
         for name, extent in contents.files.items()
@@ -61,10 +62,10 @@ def list_tar(path: Path, inner: str = "") -> Listing:
 
 
 def list_class_tars(root: Path, paths: list[Path]) -> Listing:
-    """List a folder of tars, each of which holds the images of the class that it is named after.
+    """List a folder of tars, each of which contains the images of the class that it is named after.
 
     Raises:
-        ImagesError: a tar without images, or of folders; as `read_contents` does.
+        ImagesError: a tar contains folders; also as in `read_contents`.
     """
     archives = tuple(Archive.of(path) for path in paths)
     members = {
@@ -86,7 +87,7 @@ def _listing(
 
 
 def _at(number: int, files: Mapping[str, Extent]) -> dict[str, ArchivedFile]:
-    """In the order of an index: by key, in bytes."""
+    """The files of one archive in the order of an index: by key, compared in bytes."""
     names = sorted(files, key=os.fsencode)
     return {name: (number, files[name]) for name in names}
 
@@ -108,8 +109,9 @@ def _below(contents: Contents, inner: str, root: Path) -> Contents:
 
 
 def _classes(contents: Contents) -> dict[str, dict[str, Extent]]:
-    """The images of every class folder, by name; empty where there are no folders."""
+    """Class folder -> its images by name; empty if there are no folders."""
     found: dict[str, dict[str, Extent]] = {}
+    # A class folder that has a header but no images must be known, to be refused.
     for name in contents.folders:
         if top := name.partition("/")[0]:
             found.setdefault(top, {})
@@ -123,7 +125,10 @@ def _classes(contents: Contents) -> dict[str, dict[str, Extent]]:
 
 
 def _class_members(path: Path, name: str, contents: Contents) -> dict[str, Extent]:
-    """The images of one class's tar, by key; a folder in it of the class's name adds nothing."""
+    """The images of one class's tar, by key.
+
+    If all of them lie in a folder named after the class, as in some tars, that folder is left out.
+    """
     _refuse_shards(path, contents)
     images = {
         member: extent
@@ -142,9 +147,11 @@ def _class_members(path: Path, name: str, contents: Contents) -> dict[str, Exten
 
 
 def _refuse_wrapped(root: Path, found: Mapping[str, Mapping[str, Extent]]) -> None:
-    """A folder around the class folders, or around each split's, would be taken for a class."""
+    """Refuse a tar whose class folders lie in a folder that would be taken for a class."""
     below = {name.split("/")[1] for files in found.values() for name in files}
     flat = any(name.count("/") == 1 for files in found.values() for name in files)
+    # Class folders may have folders in them. But a single folder, or folders that are all named
+    # like splits, are no classes if there are several folders and no images directly in them.
     if not flat and len(below) > 1 and (len(found) == 1 or _SPLITS.issuperset(found)):
         one = min(found, key=os.fsencode)
         raise ImagesError(

@@ -1,8 +1,8 @@
-"""Images in WebDataset shards, under timm's name for them: `wds/PATH`.
+"""Data sets in WebDataset shards, under timm's name for them: `wds/PATH`.
 
-timm and webdataset read shards from front to back, shuffled by chance; a cache needs any row at any
-time. Shards are plain tars, so their headers are indexed once and images are read by offset; a test
-compares images and labels with timm's reader.
+timm and webdataset read shards from front to back and shuffle them at random, but a cache needs any
+row at any time. Shards are plain tars, so their headers are indexed once and images are read by
+offset. A test compares images and labels with timm's reader.
 """
 
 import json
@@ -30,9 +30,9 @@ from teacher_cache.images.source import (
 from teacher_cache.images.tar_headers import read_contents
 
 INFO_FILES = ("_info.json", "info.json")
-"""timm's: splits by name, each with its shards' names and how many samples they hold."""
+"""timm's files that list splits by name, each with its shards and their number of samples."""
 _META = re.compile(r"__[^/]*__($|/)")
-"""Members that belong to no sample, as webdataset has it."""
+"""The names of members that belong to no sample, according to webdataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,20 @@ class Shards:
     root: Path
     paths: tuple[Path, ...]
     samples: int | None = None
-    """How many there must be, where that is known."""
+    """How many samples there must be, if an info file states it."""
     label_key: str | None = None
-    """The field of each sample's .json that holds its label; None: its .cls."""
+    """The field of each sample's .json that holds the label; None if its .cls does."""
 
 
 def list_shards(name: str) -> Listing:
     """List wds/PATH[:SPLIT]: a folder of shards, one shard, or a pattern like a-{000..127}.tar.
 
-    A key is the image's name in its shard; where two shards have the same one, the shard's name
-    comes before it. Classes are called by their numbers.
+    A key is the image's name in its shard. If a name is in two shards, each key begins with the
+    name of the shard. The names of classes are their numbers.
 
     Raises:
-        ImagesError: no shards, a sample without one image or a label, or fewer than stated.
+        ImagesError: there are no shards, a sample has not one image and a label, or the number of
+            samples is not the stated one.
     """
     shards = _shards(name)
     archives = tuple(Archive.of(path) for path in shards.paths)
@@ -67,7 +68,8 @@ def list_shards(name: str) -> Listing:
         samples += len(found)
         for sample in found:
             label = _label(archive, sample, shards.label_key)
-            if label >= 0:  # timm's way to leave an image out of a set with other labels
+            # timm, too, leaves out the images whose alternative label is negative
+            if label >= 0:
                 names.append((archive.path.stem, sample.image))
                 labels.append(label)
                 places.append((number, sample.members[sample.image]))
@@ -98,6 +100,7 @@ def _shards(name: str) -> Shards:
     name, split = split_of(name)
     path = Path(name)
     if path.is_dir():
+        # lexists: an info file that is a broken link must be an error, and not count as missing
         infos = [path / info for info in INFO_FILES if os.path.lexists(path / info)]
         if infos:
             return _stated_shards(infos[0], split, name)
@@ -157,7 +160,7 @@ def _expanded(pattern: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Members of one shard that share their name up to the first dot."""
+    """The members of one shard whose names are the same up to the first dot."""
 
     name: str
     members: dict[str, Extent]

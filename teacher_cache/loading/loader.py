@@ -1,7 +1,8 @@
-"""Pixels in bulk: rows x views rendered in worker processes, in the order asked for.
+"""Worker processes render rows x views, and the reader gets them in the order asked for.
 
-Workers write straight into memory that they share with the reader; only marks and places go through
-pipes. A request is cut into parts, so that all workers are at the one that is needed next.
+Workers write straight into memory that they share with the reader; only checksums and offsets go
+through pipes. A request is cut into parts, so that all workers render the request that is needed
+next.
 
 G views, B rows.
 """
@@ -23,21 +24,22 @@ from teacher_cache.loading.workers import start_workers
 
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
-    """How much of the machine rendering may take; nothing here changes a pixel."""
+    """How much of the machine rendering may take; no setting changes a pixel."""
 
     workers: int
-    """Processes; 0 renders in the reader's own."""
+    """Worker processes; with 0 the reader's own process renders."""
     memory_mb: int = 1024
-    """Rendered pixels that may wait or be read, in 10^6 bytes: the bound of decode-ahead."""
+    """Shared memory for pixels that wait or are being read, in 10^6 bytes."""
     ahead: int | None = None
-    """Requests that may wait, at least 2; None: twice the workers, at least 4."""
+    """Requests that may be rendered ahead of the reader, at least 2; None means twice the workers,
+    and at least 4."""
     held: int = 2
-    """Requests whose pixels the reader has at once, such as the one it works on and the next: where
-    memory is short of them it gets copies."""
+    """Requests whose pixels the reader uses at the same time, such as the one that it works on and
+    the next. Where the memory has no room for them the reader gets copies."""
     pinned: bool = False
     """Page-lock the memory, so that copies to a CUDA device need not wait."""
     start_method: str | None = None
-    """fork, forkserver or spawn; None: this Python's default."""
+    """fork, forkserver or spawn; None means the default of this Python."""
 
 
 def rendered(
@@ -47,22 +49,23 @@ def rendered(
     *,
     largest: tuple[int, int],
 ) -> "Loader":
-    """Render requests in order, ahead of the reader; workers start at once.
+    """Render requests in their order and ahead of the reader; the workers start at once.
 
     Args:
         renderer: what to do with a request.
-        requests: taken as there is room, in this process.
+        requests: this process takes one whenever there is room for it.
         settings: workers and memory.
         largest: views and rows of the largest request.
 
     Raises:
-        UserError: two such requests do not fit into `memory_mb`.
+        UserError: two requests of the largest size do not fit into `memory_mb`.
     """
     if settings.workers == 0:
         return Loader(renderer, iter(requests), None)
     bytes_each = int(np.prod(renderer.shape(*largest), dtype=np.int64))
     slot = -(-bytes_each // ALIGNMENT) * ALIGNMENT
     allowed = settings.memory_mb * 1_000_000
+    # One slot is with the reader while workers write into another.
     if 2 * slot > allowed:
         raise UserError(
             f"two batches of {largest[0]} views x {largest[1]} images are {2 * slot / 1e6:.0f} "
@@ -76,7 +79,7 @@ def rendered(
     workers = start_workers(
         renderer, memory, workers=settings.workers, start_method=settings.start_method
     )
-    memory.forget_file()
+    memory.forget_file()  # all workers have been started, and have it
     pin = Pin.of(memory) if settings.pinned else None
     return Loader(
         renderer, iter(requests), RenderQueue(renderer, memory, workers, slots, ahead, pin)
@@ -86,14 +89,15 @@ def rendered(
 class Loader(Iterator[Rendered]):
     """An iterator over rendered requests that knows how long its reader has waited.
 
-    Forgetting it, `close` and the end of the process end its workers; batches stay valid.
+    The workers end when it is closed or no longer referred to, and with the process; batches that
+    the reader got stay valid.
     """
 
     def __init__(
         self, renderer: Renderer, requests: Iterator[Request], queue: "RenderQueue | None"
     ) -> None:
         self.waited_s = 0.0
-        """Seconds that the reader has spent in here so far."""
+        """Seconds that the reader has waited in `__next__` and `ready` so far."""
         self._renderer = renderer
         self._requests = requests
         self._queue = queue
@@ -113,13 +117,13 @@ class Loader(Iterator[Rendered]):
             self._queue.advance(self._requests, None)
             return self._queue.take(self._requests)
         except BaseException:
-            self.close()  # also at the end
+            self.close()  # StopIteration, too, ends the workers
             raise
         finally:
             self.waited_s += time.perf_counter() - started
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait for the next batch, or the end, but no longer than this; whether it is there."""
+        """Wait for the next batch, or the end, but no longer than this; True if it is there."""
         if self._queue is None:
             return True
         started = time.perf_counter()
@@ -132,7 +136,7 @@ class Loader(Iterator[Rendered]):
             self.waited_s += time.perf_counter() - started
 
     def close(self) -> None:
-        """End the workers; nothing is rendered after this, and batches stay valid."""
+        """End the workers: nothing more is rendered, and batches that the reader got stay valid."""
         if self._queue is not None:
             self._queue.workers.close()
         self._queue, self._requests = None, iter(())

@@ -1,4 +1,4 @@
-"""Page-locked memory: copies from it to a CUDA device go on while the program does."""
+"""Page-locked memory, from which a CUDA device copies while the program goes on."""
 
 import logging
 import os
@@ -26,7 +26,10 @@ class Pin:
 
     @classmethod
     def of(cls, memory: SharedBytes) -> Self | None:
-        """Lock it after the workers were forked; None without CUDA, or where that is refused."""
+        """Page-lock some memory; None where there is no CUDA device, or CUDA refuses.
+
+        Workers must have been forked before: a forked process cannot use CUDA.
+        """
         if not torch.cuda.is_available():
             return None
         address = np.frombuffer(memory.memory, np.uint8).ctypes.data
@@ -43,32 +46,34 @@ class Pin:
         return cls(memory)
 
     def hold_until_copied(self, start: int) -> None:
-        """The reader let go of this slot; what the stream that is current here, where the reader
-        asks for the next batch, was told to copy may not be done.
+        """Keep a slot that the reader has let go of until all copies from it are done.
+
+        Copies are queued on a stream. This runs where the reader asks for the next batch, so the
+        stream that is current here is the one that the copies were queued on.
         """
         event = torch.cuda.Event()
         event.record()
         self._copies.append((start, event))
 
     def copied(self) -> Iterator[int]:
-        """Slots that no copy reads from any more."""
+        """The slots that no copy reads from any more; each is given once."""
         while self._copies and self._copies[0][1].query():
             yield self._copies.popleft()[0]
 
     def wait_for_one(self) -> None:
-        """Wait until no copy reads from the slot that was let go of first."""
+        """Wait for the copies from the slot that the reader let go of first."""
         if self._copies:
             self._copies[0][1].synchronize()
 
 
 def _unlock(address: int, locked_by: int) -> None:
     if os.getpid() != locked_by:
-        return  # a forked child forgets its copy of an object; it must not touch CUDA
+        return  # the finalizer also runs in a forked child, which must not touch CUDA
     torch.cuda.synchronize()  # a copy may still read from it
     torch.cuda.cudart().cudaHostUnregister(address)
 
 
 def _forget_error() -> None:
-    """CUDA remembers a refused call, and torch would raise it at the next kernel's launch."""
+    """Clear CUDA's last error, which torch would else raise when it launches its next kernel."""
     with suppress(RuntimeError):
-        torch.ones(1, device="cuda")  # launches one, whose check takes the error away
+        torch.ones(1, device="cuda")  # launches a kernel; torch's check after it clears the error

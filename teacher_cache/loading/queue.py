@@ -1,4 +1,4 @@
-"""Requests that workers are at: their parts, their slots of shared memory, their order.
+"""The requests that workers render: their parts, their slots of shared memory, their order.
 
 G views, B rows.
 """
@@ -20,7 +20,7 @@ from teacher_cache.loading.shared_memory import SharedBytes, Slots
 from teacher_cache.loading.workers import Answer, Part, Workers
 
 PART_IMAGES = 32
-"""Pixels [H, W, 3] of one part, at most: small enough that workers finish together."""
+"""The most images (rows x views) of one part: so few that workers finish a request together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,19 +29,19 @@ class Rendered:
 
     request: Request
     pixels_GBHWC: Tensor
-    """uint8; zeros where the image is unreadable. No copy: its memory is written again once the
-    last tensor over it is gone."""
+    """uint8; zeros where the image is unreadable. It is a view of shared memory, which is written
+    again once the last tensor over it is gone."""
     marks: Marks
-    """What rendering found out besides."""
+    """The checksums, and which images are unreadable."""
 
     @property
     def checks(self) -> dict[tuple[int, int], int]:
-        """(view, row) -> CRC-32 of the pixels at the cache's size, of checked rows."""
+        """(view, row) -> CRC-32 of the pixels at the cache's size, for checked rows."""
         return self.marks.checks
 
     @property
     def unreadable(self) -> dict[int, str]:
-        """Row -> why its bytes are no image."""
+        """Row -> why the bytes of its image cannot be decoded."""
         return self.marks.unreadable
 
     @property
@@ -59,17 +59,19 @@ def render_here(renderer: Renderer, request: Request) -> Rendered:
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """A request that workers are at."""
+    """A request that workers render."""
 
     request: Request
     start: int
+    """First byte of its slot in the shared memory."""
     shape: tuple[int, int, int, int, int]
+    """(G, B, H, W, 3)."""
     marks: list[Marks | None]
-    """Of each part, once it is done."""
+    """The marks of each part; None until a worker has answered."""
 
     @property
     def is_done(self) -> bool:
-        """Whether all its parts are."""
+        """Whether all its parts are rendered."""
         return all(marks is not None for marks in self.marks)
 
 
@@ -84,16 +86,18 @@ class RenderQueue:
     ahead: int
     pin: Pin | None
     queued: deque[QueuedRequest] = field(default_factory=deque)
-    """What the reader has not been given yet, the next first."""
+    """Requests that the reader has not got yet, in order."""
     waiting: deque[Part] = field(default_factory=deque)
-    """Parts that no worker has been given yet."""
+    """Parts that no worker has got yet."""
     postponed: Request | None = None
     """The request after the last queued one, for which there was no slot."""
     is_last: bool = False
+    """Whether there are no further requests."""
     taken: int = 0
-    """How many the reader has been given: the sequence number of the first of `queued`."""
+    """How many requests the reader has got: the sequence number of the first of `queued`."""
     returned: deque[int] = field(default_factory=deque)
-    """Slots whose last tensor is gone; appended to by whichever thread dropped it."""
+    """Slots whose last tensor is gone. Whichever thread drops the tensor appends here, which a
+    deque allows without a lock."""
 
     def fill(self, requests: Iterator[Request]) -> None:
         """Queue what there is room for, and give parts to workers that can take more."""
@@ -113,22 +117,27 @@ class RenderQueue:
             self.waiting.popleft()
 
     def advance(self, requests: Iterator[Request], timeout_s: float | None) -> bool:
-        """Work until the next request is rendered, or there is none; False: the time is over."""
+        """Work until the next request is rendered, or there is none.
+
+        Returns:
+            False if the time was over before.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._note(self.workers.answers(0))
             self.fill(requests)
             if not self.queued or self.queued[0].is_done:
                 return True
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            remaining_s = None if deadline is None else deadline - time.monotonic()
+            if remaining_s is not None and remaining_s <= 0:
                 return False
-            self._note(self.workers.answers(left))
+            self._note(self.workers.answers(remaining_s))
 
     def take(self, requests: Iterator[Request]) -> Rendered:
-        """Hand the next request over, once `advance` says so."""
+        """Hand the next request over; `advance` must have returned True before."""
         if not self.queued and self.postponed is not None and self.pin is not None:
-            self.pin.wait_for_one()  # the reader let go of all slots, their copies are under way
+            # the reader has let go of all slots, but the device still copies from them
+            self.pin.wait_for_one()
             self.advance(requests, None)
         if not self.queued:
             raise StopIteration
@@ -141,14 +150,15 @@ class RenderQueue:
             found.checks.update(marks.checks)
             found.unreadable.update(marks.unreadable)
             found.sources.update(marks.sources)
-        held = self.slots.taken - len(self.queued) - 1
-        if self.postponed is not None and held:
-            # there is no slot for the request at the end: with a copy the reader's is free at once.
-            # So the reader never holds all slots (there are two or more, and two are at work)
+        with_reader = self.slots.taken - len(self.queued) - 1
+        if self.postponed is not None and with_reader:
+            # A request waits for a slot while the reader still uses one: a copy frees this slot at
+            # once. So the reader never has all slots; there are two at least, and workers need one.
             pixels = pixels.copy()
             self.slots.give_back(first.start)
         else:
-            # every view and tensor over these pixels refers to this array: numpy keeps the base
+            # NumPy and torch keep a reference to this array in every view and tensor over it, so
+            # its finalizer runs when the last of them is gone
             weakref.finalize(pixels, self.returned.append, first.start).atexit = False
         return Rendered(first.request, torch.from_numpy(pixels), found)
 

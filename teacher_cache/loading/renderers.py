@@ -1,4 +1,4 @@
-"""Rows x views -> pixels, written where they are wanted; what runs in the loader's workers.
+"""Renderers turn rows x views into pixels; they run in the loader's workers.
 
 Nothing here imports torch, so that a worker which starts as a fresh process starts fast.
 
@@ -29,7 +29,7 @@ from teacher_cache.views.view import View, sample_view
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """Which pixels to render: every row under every view."""
+    """Which pixels to render: each of the rows under each of the views."""
 
     rows: np.ndarray
     """int64 [B] rows of the index."""
@@ -38,25 +38,25 @@ class Request:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Marks:
-    """What rendering a request found out besides its pixels."""
+    """Checksums and failures of a request, found while its pixels were rendered."""
 
     checks: dict[tuple[int, int], int]
     """(view, row) -> CRC-32 of the pixels at the cache's size, for the rows that are checked."""
     unreadable: dict[int, str]
-    """Row -> why its bytes are no image."""
+    """Row -> why the bytes of its image cannot be decoded."""
     sources: dict[int, int]
-    """Row -> CRC-32C of the image's bytes as they were read."""
+    """Row -> CRC-32C of the encoded image as it was read."""
 
 
 class Renderer(Protocol):
-    """Whatever turns a request into pixels; it runs in the workers, so it is picklable."""
+    """Anything that turns a request into pixels; it is picklable, since it runs in workers."""
 
     def shape(self, views: int, rows: int) -> tuple[int, int, int, int, int]:
-        """(G, B, H, W, 3) of what a request for so many views of so many rows becomes."""
+        """The shape (G, B, H, W, 3) of the pixels of so many rows under so many views."""
         ...
 
     def render_into(self, request: Request, pixels_GBHWC: np.ndarray) -> Marks:
-        """Write every pixel of a request; black where the image is unreadable."""
+        """Write every pixel of a request; an image that cannot be decoded becomes black."""
         ...
 
     def name_of(self, row: int) -> str:
@@ -74,19 +74,19 @@ class ViewRenderer:
     size: int
     interpolation: str
     check_size: int
-    """The size at which checked rows' pixels are summed: the cache's."""
+    """The cache's image size, at which the CRC-32 of a checked row's pixels is taken."""
 
     @classmethod
     def of(cls, index: ImageIndex, views: ViewsSection, size: int | None = None) -> Self:
-        """Render the views of a cache's recipe, at their own size or another."""
+        """A renderer for the views of a cache's recipe, at the recipe's size or another."""
         return cls(index, views, views.seed, size or views.size, views.interpolation, views.size)
 
     def shape(self, views: int, rows: int) -> tuple[int, int, int, int, int]:
-        """A square a view and row."""
+        """One square for each view and row."""
         return views, rows, self.size, self.size, 3
 
     def render_into(self, request: Request, pixels_GBHWC: np.ndarray) -> Marks:
-        """Decode each image once, render it under every view, sum the checked ones."""
+        """Decode each image once, render it under every view, take the CRC-32 of checked rows."""
         marks = Marks({}, {}, {})
         for b, row in enumerate(request.rows.tolist()):
             views = [self._view(row, number) for number in request.views]
@@ -96,6 +96,7 @@ class ViewRenderer:
                 continue
             for g, (number, view) in enumerate(zip(request.views, views, strict=True)):
                 pixels = self._render(picture, view, self.size, pixels_GBHWC[g, b])
+                # one view in ROWS_PER_CHECK checks a row, and so many views check every row
                 if row % ROWS_PER_CHECK != number % ROWS_PER_CHECK:
                     continue
                 if self.check_size != self.size:
@@ -126,7 +127,7 @@ class CenterRenderer:
     interpolation: str
 
     def shape(self, views: int, rows: int) -> tuple[int, int, int, int, int]:
-        """A square a row, however many views are asked for."""
+        """One square for each row, whatever the number of views."""
         return 1, rows, self.size, self.size, 3
 
     def render_into(self, request: Request, pixels_GBHWC: np.ndarray) -> Marks:
@@ -154,7 +155,10 @@ class CenterRenderer:
 def _decoded(
     index: ImageIndex, row: int, marks: Marks, views: Sequence[View] | None = None
 ) -> Picture | None:
-    """A row's image, or as much of it as its views look at; None, with the reason kept, if not."""
+    """Read and decode a row's image, or the part of it that the views look at.
+
+    If it cannot be decoded, the result is None and the reason is in `marks.unreadable`.
+    """
     data = index.read(row)
     marks.sources[row] = google_crc32c.value(data)
     try:

@@ -1,7 +1,7 @@
-"""Memory that processes share: without a name, so that nothing is left of it whoever is killed.
+"""Memory that processes share. It has no name, so nothing of it remains when a process is killed.
 
-On Linux a memfd: it needs no room in /dev/shm, of which Docker gives 64 MB. Elsewhere a temporary
-file without a name.
+On Linux it is a memfd, which takes no room in /dev/shm, of which Docker gives 64 MB. Elsewhere it
+is a temporary file without a name.
 """
 
 import mmap
@@ -14,15 +14,15 @@ from typing import Any
 from teacher_cache.errors import UserError
 
 ALIGNMENT = 4096
-"""Bytes: slots start at pages."""
+"""Slots start at multiples of so many bytes: at pages."""
 
 
 class NoMemory(UserError):
-    """The memory that a loader was allowed is not to be had."""
+    """The system does not give the memory that a loader may use."""
 
 
 class SharedBytes:
-    """So many bytes, the same in this process and in those it starts with it as an argument."""
+    """Memory of this process and of those that it starts with this object as an argument."""
 
     def __init__(self, size: int, fd: int | None = None) -> None:
         self.size = size
@@ -37,13 +37,13 @@ class SharedBytes:
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled only while a process is being spawned, which inherits the file."""
+        """Pickle it for a process that is being spawned, which inherits the file."""
         return _attach, (self.size, reduction.DupFd(self.fd))
 
     def forget_file(self) -> None:
-        """Close the file behind the memory, which stays: no further process can be given it."""
+        """Close the file behind the memory. The memory stays, but no further process can get it."""
         if self.fd >= 0:
-            os.close(self.fd)
+            os.close(self.fd)  # `mmap` has its own duplicate
             self.fd = -1
 
     def __del__(self) -> None:
@@ -51,22 +51,25 @@ class SharedBytes:
 
 
 class Slots:
-    """Equal parts of some memory, taken and given back; the lowest first, so warm ones are."""
+    """Equal parts of some memory, to be taken and given back.
+
+    The lowest free slot is taken first, as its pages are most likely to be in use already.
+    """
 
     def __init__(self, count: int, size: int) -> None:
         self.size = size
-        """Bytes of each."""
+        """Bytes of each slot."""
         self.count = count
-        self._free = [number * size for number in range(count)]  # sorted: a heap
+        self._free = [number * size for number in range(count)]  # a sorted list is a heap
         self._taken: set[int] = set()
 
     @property
     def taken(self) -> int:
-        """How many are taken."""
+        """How many slots are taken."""
         return len(self._taken)
 
     def take(self) -> int | None:
-        """First byte of a free slot; None while there is none."""
+        """Take a free slot: its first byte, or None if no slot is free."""
         if not self._free:
             return None
         start = heappop(self._free)
@@ -74,7 +77,7 @@ class Slots:
         return start
 
     def give_back(self, start: int) -> None:
-        """Free the slot that starts here."""
+        """Free the slot that starts at this byte."""
         if start not in self._taken:
             raise ValueError(f"no taken slot starts at {start}: taken are {sorted(self._taken)}")
         self._taken.remove(start)
@@ -88,7 +91,7 @@ def _attach(size: int, duplicate: Any) -> SharedBytes:
 def _anonymous_file(size: int) -> int:
     try:
         fd = os.memfd_create("retort-loader")
-    except (AttributeError, OSError):  # not Linux, or a sandbox without it
+    except (AttributeError, OSError):  # not Linux, or a sandbox that forbids memfd
         with tempfile.TemporaryFile(prefix="retort-loader-") as file:
             fd = os.dup(file.fileno())
     try:

@@ -1,8 +1,8 @@
-"""Processes that render parts of requests into shared memory, and what becomes of them.
+"""Worker processes that render parts of requests into shared memory.
 
-Each worker has a pipe of its own and shares no lock with another, so a worker that is killed in any
-moment leaves nobody waiting; and none outlives the process that started it. torch is not imported
-here, so that a worker which starts as a fresh process starts fast.
+Each worker has a pipe of its own and shares no lock with another, so nobody waits for a worker that
+is killed, whenever that is. No worker outlives the process that started it. torch is not imported
+here, so that a spawned worker starts fast.
 
 G views, B rows.
 """
@@ -32,37 +32,38 @@ from teacher_cache.loading.shared_memory import SharedBytes
 logger = logging.getLogger(__name__)
 
 MOST_AT_HAND = 32
-"""Parts a worker may have been given: their messages fit into a pipe, so giving never waits."""
+"""Parts that a worker may have at once: so many messages fit into a pipe, so `give` never waits."""
 ORPHAN_CHECK_S = 1.0
-"""A forked worker may not see its pipes end, as siblings hold copies: it looks for its parent."""
+"""How often a worker looks whether its parent lives. The end of its pipe does not tell a forked
+worker, because its siblings have copies of the pipe's other end."""
 PATIENCE_S = 0.5
-"""How long workers may take to end by themselves; they hold nothing that could be lost."""
+"""How long workers may take to end before they are killed; nothing is lost with them."""
 
 
 class WorkerDied(UserError):
-    """A worker process ended by itself: killed, out of memory, or crashed in a library."""
+    """A worker process was killed, ran out of memory, or crashed in a library."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Some rows of one request, and where their pixels belong."""
+    """Some rows of one request, and the place of their pixels in the shared memory."""
 
     sequence: int
-    """The request's number."""
+    """The number of the request."""
     number: int
-    """The part's, within its request."""
+    """The number of the part within its request."""
     request: Request
     start: int
     """First byte of the whole request's pixels in the shared memory."""
     shape: tuple[int, int, int, int, int]
     """(G, B, H, W, 3) of the whole request."""
     first: int
-    """This part's first row among the request's B."""
+    """Which of the request's B rows is the first of this part."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What a worker says of a part: its marks, or why there are none."""
+    """A worker's answer to a part: its marks, or the error that prevented them."""
 
     sequence: int
     number: int
@@ -71,7 +72,7 @@ class Answer:
 
 
 class Workers:
-    """Started processes with what each has been given and has not answered yet."""
+    """The worker processes, with the parts that each has got and not answered yet."""
 
     def __init__(
         self,
@@ -85,11 +86,12 @@ class Workers:
         self.processes = processes
         self.connections = connections
         self.at_hand: list[deque[Part]] = [deque() for _ in processes]
-        # runs when this is forgotten, too, and before multiprocessing joins processes at exit
+        # It also runs when nothing refers to this object any more, and at exit, before
+        # multiprocessing joins its processes.
         self._end = util.Finalize(self, _end, (processes, connections), exitpriority=20)
 
     def give(self, part: Part) -> bool:
-        """Give a part to whoever has the fewest; False: all have their hands full."""
+        """Send a part to the worker with the fewest; False if each has as many as it may have."""
         number = min(range(len(self.at_hand)), key=lambda n: len(self.at_hand[n]))
         if len(self.at_hand[number]) == MOST_AT_HAND:
             return False
@@ -101,12 +103,12 @@ class Workers:
         return True
 
     def answers(self, timeout_s: float | None) -> list[Answer]:
-        """What was answered since, waiting for at least one; empty once the time is over.
+        """Wait for at least one answer and return all there are; none once the time is over.
 
         Raises:
             WorkerDied: a worker's process has ended.
-            UserError: what a worker could not do, and a user can mend.
-            RuntimeError: an error in a worker, with its traceback.
+            UserError: a worker met a mistake that the user can mend.
+            RuntimeError: any other error in a worker, with its traceback.
         """
         numbers: dict[Any, int] = {c: n for n, c in enumerate(self.connections)}
         numbers |= {process.sentinel: n for n, process in enumerate(self.processes)}
@@ -114,7 +116,7 @@ class Workers:
         for ready in wait(list(numbers), timeout_s):
             number = numbers[ready]
             if not isinstance(ready, Connection):
-                self._bury(number)  # its sentinel
+                self._bury(number)  # what became ready is the sentinel: the process has ended
             try:
                 answer: Answer = self.connections[number].recv()
             except (EOFError, OSError):
@@ -128,7 +130,7 @@ class Workers:
         return found
 
     def close(self) -> None:
-        """End all of them now, whatever they are at."""
+        """End all workers now, whatever they are doing."""
         self._end()
 
     def _bury(self, number: int) -> None:
@@ -184,10 +186,11 @@ def start_workers(
 def _work(
     renderer: Renderer, memory: SharedBytes, connection: Connection, inherited: Sequence[Connection]
 ) -> None:
-    """A worker's life: parts in, marks out, until the pipe or the parent is gone."""
+    """Receive parts and send answers, until the pipe is closed or the parent is gone."""
     for parents_end in inherited:
         parents_end.close()
-    # Ctrl-C and batch systems reach the whole group; the parent finishes its step, so workers go on
+    # Ctrl-C and batch systems signal the whole process group. The parent finishes its step first
+    # and needs the workers for it, so they ignore the signals and end with their pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "torch" in sys.modules:
@@ -197,11 +200,11 @@ def _work(
         while True:
             connection.send(_answer(renderer, memory, connection.recv()))
     except (EOFError, OSError):
-        return  # the parent is gone, or has closed this worker
+        return  # the parent is gone, or has closed the pipe
 
 
 def _end_with_the_parent(parent: int) -> None:
-    """End this process with the one that started it, even in the midst of a read that hangs."""
+    """End this process once its parent has ended, even if the main thread hangs in a read."""
     starter = multiprocessing.parent_process()
     ends = [starter.sentinel] if starter is not None else []
     while not wait(ends, ORPHAN_CHECK_S) and os.getppid() == parent:
@@ -230,7 +233,7 @@ def _end(processes: Sequence[BaseProcess], connections: Sequence[Connection]) ->
         if process.is_alive():
             process.kill()
     for process in processes:
-        process.join(PATIENCE_S)  # a dead disk may keep even a killed process
+        process.join(PATIENCE_S)  # not for ever: a dead disk may keep even a killed process
 
 
 def _manner(exitcode: int | None) -> str:

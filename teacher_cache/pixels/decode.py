@@ -1,9 +1,9 @@
-"""Encoded bytes -> RGB pixels, as ImageNet pipelines read them: as stored.
+"""Encoded bytes -> RGB pixels as the file stores them, which is how ImageNet pipelines read them.
 
-EXIF orientation is not applied, colour profiles are ignored, alpha is dropped. Whatever is wrong
-with the bytes ends in one exception, `UnreadableImage`, and no warning escapes: Pillow's readers
-are called directly, because `Image.open` warns of big images, and `warnings.catch_warnings` is
-not safe among threads.
+EXIF orientation is not applied, colour profiles are ignored, and alpha is dropped. Whatever is
+wrong with the bytes raises one exception, `UnreadableImage`, and no warning escapes. Pillow's
+readers are called directly for that reason: `Image.open` warns of big images, and
+`warnings.catch_warnings` is not safe with threads.
 """
 
 import warnings
@@ -32,13 +32,17 @@ from teacher_cache.views.geometry import PixelBox, crop_box
 from teacher_cache.views.view import View
 
 PIXEL_LIMIT = 178_956_970
-"""Most pixels an image may have: Pillow's own error limit (2 * (2^30 // 12)), whatever is set."""
+"""The most pixels that an image may have.
+
+It is Pillow's own limit for an error, 2 * (2^30 // 12), whatever `Image.MAX_IMAGE_PIXELS` is set
+to.
+"""
 
 _Reader = type[ImageFile.ImageFile]
 _JPEG: _Reader = JpegImagePlugin.JpegImageFile
 _PNG: _Reader = PngImagePlugin.PngImageFile
-# Readers by first bytes, of the formats of image classification data sets. EPS and the like, which
-# start other programs, are not among them.
+# Pillow's readers by the bytes that a file begins with, for the formats that image classification
+# data sets come in. Readers that start other programs, such as that of EPS, are not among them.
 _READERS: dict[bytes, _Reader] = {
     b"\xff\xd8\xff": _JPEG,
     b"\x89PNG\r\n\x1a\n": _PNG,
@@ -48,7 +52,8 @@ _READERS: dict[bytes, _Reader] = {
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
     **dict.fromkeys((b"P%d" % kind for kind in range(1, 7)), PpmImagePlugin.PpmImageFile),
 }
-# Of these no header can warn, JPEG's once its metadata is gone.
+# These readers warn of nothing that a header may hold; JPEG's does not once the metadata are
+# removed.
 _SILENT: tuple[_Reader, ...] = (
     _JPEG,
     WebPImagePlugin.WebPImageFile,
@@ -60,7 +65,7 @@ _warning_filters = Lock()
 
 
 class UnreadableImage(ValueError):
-    """The bytes hold no image that can be decoded; the message says why in plain words."""
+    """The bytes are no image that can be decoded; the message says why in plain words."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,22 +73,24 @@ class Picture:
     """A decoded image, or the part of it that certain views look at."""
 
     pixels: npt.NDArray[np.uint8]
-    """[h, w, 3] red, green, blue, C-contiguous: the part that was decoded."""
+    """[h, w, 3] red, green, blue, C-contiguous: the part of the image that was decoded."""
     width: int
-    """Of the whole image."""
+    """Width of the whole image in pixels."""
     height: int
+    """Height of the whole image in pixels."""
     left: int = 0
-    """Where the part's corner lies in the image."""
+    """The image's column at which the decoded part begins."""
     top: int = 0
+    """The image's row at which the decoded part begins."""
 
     @classmethod
     def of(cls, pixels: npt.NDArray[np.uint8]) -> Self:
-        """A whole image from its pixels [H, W, 3]."""
+        """A picture of a whole image, from its pixels [H, W, 3]."""
         return cls(pixels, width=pixels.shape[1], height=pixels.shape[0])
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the whole image, as Pillow has it."""
+        """(width, height) of the whole image, in the order that Pillow uses."""
         return self.width, self.height
 
     def box_of(self, view: View) -> PixelBox:
@@ -104,7 +111,7 @@ class Picture:
 
 
 def decode_with(engine: Engine, data: bytes, views: Sequence[View] | None = None) -> Picture:
-    """Decode to RGB; of a plain JPEG, given `views`, only the part that they look at.
+    """Decode to RGB. Of a baseline JPEG only the part that the `views` look at is decoded.
 
     See `teacher_cache.pixels.render.decode_image`.
     """
@@ -117,17 +124,20 @@ def decode_with(engine: Engine, data: bytes, views: Sequence[View] | None = None
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:
-        # Pillow's readers raise almost anything (SyntaxError, IndexError, struct.error, ...) when
-        # the bytes are damaged.
-        raise UnreadableImage(f"{len(data):,} bytes, damaged or truncated: {error}") from error
+        # Given damaged bytes, Pillow's readers raise almost anything (SyntaxError, IndexError,
+        # struct.error, ...).
+        raise UnreadableImage(
+            f"the {len(data):,} bytes are damaged or truncated: {error}"
+        ) from error
 
 
 def _plain_jpeg(data: bytes, views: Sequence[View] | None) -> Picture | None:
-    """A baseline JPEG by the compiled decoder, or None for Pillow to read it, or to say why not.
+    """Decode a baseline JPEG with the compiled decoder; None where Pillow must judge the file.
 
-    Pillow refuses a JPEG whose data end too early, or hold what is neither bits nor a restart,
-    wherever that is. So a file without an end marker is Pillow's, and so is one in which the
-    compiled decoder meets anything odd before it, also below the part.
+    Pillow refuses a JPEG whose data end too early, and one with other markers than restarts in its
+    entropy-coded data, wherever they are. So Pillow gets each file that does not end in an EOI
+    marker, and each in which the compiled decoder finds anything unusual before that marker, even
+    below the part that is decoded.
     """
     size = native.jpeg_size(data)
     if size is None or size[0] * size[1] > PIXEL_LIMIT or not _ends(data):
@@ -145,25 +155,26 @@ def _plain_jpeg(data: bytes, views: Sequence[View] | None) -> Picture | None:
 
 
 def _ends(data: bytes) -> bool:
-    """Whether an end marker is the last thing, zeros aside."""
+    """Whether the data end in an EOI marker; zero bytes may follow it."""
     return data.endswith(b"\xff\xd9") or data.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def _load(data: bytes) -> ImageFile.ImageFile:
-    """Read with the reader that the first bytes ask for."""
+    """Open and decode an image with the reader for its first bytes."""
     if not data:
         raise UnreadableImage("the file is empty (0 bytes)")
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
     if reader is None:
         raise UnreadableImage(
-            f"{len(data):,} bytes, not an image in a known format: it starts with {data[:8]!r} "
-            "(known: JPEG, PNG, WebP, TIFF, GIF, BMP, PPM)"
+            f"the {len(data):,} bytes are not an image in a known format: they start with "
+            f"{data[:8]!r} (known: JPEG, PNG, WebP, TIFF, GIF, BMP, PPM)"
         )
     if reader is _JPEG:
         return _loaded(reader, _without_metadata(data))
     if reader in _SILENT or (reader is _PNG and b"acTL" not in data[:4096]):
         return _loaded(reader, data)
-    # Broken tags of a TIFF, GIF or animated PNG warn: rare enough for a lock.
+    # Broken tags of a TIFF, GIF or animated PNG raise warnings. These formats are rare in data
+    # sets, so their threads may wait for each other.
     with _warning_filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _loaded(reader, data)
@@ -181,11 +192,11 @@ def _loaded(reader: _Reader, data: bytes) -> ImageFile.ImageFile:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """A JPEG without its EXIF, XMP, ICC, MPF and Photoshop segments (APP1 to APP13) and comments.
+    """A JPEG without comments and without EXIF, XMP, ICC, MPF and Photoshop segments (APP1-APP13).
 
-    None of them changes a pixel, and Pillow's readers of them are slow and warn of broken ones.
-    JFIF (APP0) and Adobe (APP14: whether CMYK is inverted) stay. Anything unexpected in the header
-    is left as it is, for the decoder to judge.
+    None of these changes a pixel; Pillow reads them slowly and warns of broken ones. JFIF (APP0)
+    and Adobe (APP14, which says whether CMYK is inverted) stay. From the first unexpected byte of
+    the header on everything stays as it is, for the decoder to judge.
     """
     kept = [data[:2]]
     at = 2
@@ -196,7 +207,7 @@ def _without_metadata(data: bytes) -> bytes:
         marker = data[at + 1]
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker <= 0x01 or 0xD0 <= marker <= 0xDA or not at + 4 <= end <= len(data):
-            break  # the scan (0xDA), or nothing that has a length
+            break  # the scan (0xDA), or a marker without a length
         if not (0xE1 <= marker <= 0xED or marker == 0xFE):
             kept.append(data[at:end])
         at = end
@@ -210,12 +221,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "I" and image.format in ("PNG", "PPM"):
-        # These readers give 16-bit gray as 32-bit integers (PNG's only in older Pillow).
+        # These readers give 16-bit gray as 32-bit integers; PNG's does so in older Pillow only.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "I":
         raise UnreadableImage("32-bit integer pixels have no fixed range: convert to 8 or 16 bits")
     elif image.mode == "F":
         raise UnreadableImage("floating-point pixels have no fixed range: convert to 8 or 16 bits")
-    # A transparent colour is alpha too; converting a palette with it would warn.
+    # A transparent colour is alpha, too, and Pillow would warn of it when it converts a palette.
     image.info.pop("transparency", None)
     return image.convert("RGB")

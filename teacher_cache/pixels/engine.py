@@ -1,15 +1,16 @@
-"""Which parts of making pixels the compiled code does; Pillow does the others, to the same pixels.
+"""Which steps the compiled code does; Pillow does the others and gives the same pixels.
 
-`teacher_cache.pixels._native` (csrc/, C) is optional and computes what Pillow computes, bit for
-bit, several times as fast. It is never trusted: `teacher_cache.pixels.selftest` compares each part
-with the installed Pillow before the first picture, and what differs is left to Pillow.
+`teacher_cache.pixels._native` (C, in csrc/) is optional. It computes what Pillow computes, bit for
+bit, several times as fast. It is never trusted: before the first image,
+`teacher_cache.pixels.selftest` compares each step with the installed Pillow, which then does every
+step that differs.
 """
 
 from dataclasses import dataclass
 
 try:
     from teacher_cache.pixels import _native as native
-except ImportError:  # no compiler when the package was installed
+except ImportError:  # there was no compiler when the package was installed
     native = None  # type: ignore[assignment]
 
 __all__ = ["COMPILED", "PILLOW", "Engine", "native"]
@@ -17,26 +18,26 @@ __all__ = ["COMPILED", "PILLOW", "Engine", "native"]
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The parts that the compiled code does."""
+    """The steps that the compiled code does."""
 
     jpeg: bool
-    """Whether it decodes plain baseline JPEGs."""
+    """Whether it decodes baseline JPEGs."""
     filters: frozenset[str]
-    """The filters it resizes with."""
+    """The filters that it resizes with."""
     steps: frozenset[str]
-    """The steps of RandAugment's operations (`teacher_cache.pixels.ops.Step`) that it takes."""
+    """The names of the steps (`teacher_cache.pixels.ops.Step`) that it applies."""
 
     def __str__(self) -> str:
-        """Short, for logs: `compiled`, `pillow`, or what is left to Pillow."""
+        """A short name for logs: `compiled`, `pillow`, or `compiled` with what Pillow does."""
         if self == PILLOW:
             return "pillow"
-        left = [*sorted((COMPILED.filters - self.filters) | (COMPILED.steps - self.steps))]
-        left += [] if self.jpeg else ["jpeg"]
-        return f"compiled, but {', '.join(left)} by pillow" if left else "compiled"
+        others = [*sorted((COMPILED.filters - self.filters) | (COMPILED.steps - self.steps))]
+        others += [] if self.jpeg else ["jpeg"]
+        return f"compiled, but {', '.join(others)} by pillow" if others else "compiled"
 
 
 PILLOW = Engine(jpeg=False, filters=frozenset(), steps=frozenset())
-"""Everything by Pillow."""
+"""Pillow does everything."""
 
 COMPILED = Engine(
     jpeg=True,
@@ -48,4 +49,4 @@ COMPILED = Engine(
         )
     ),
 )
-"""All that the compiled code can do."""
+"""The compiled code does all that it can."""

@@ -1,13 +1,13 @@
 """RandAugment's pixel operations, as timm.data.auto_augment defines them.
 
-Every one is pixel for pixel what timm computes with Pillow, `img_mean` = ImageNet's mean and
-bilinear resampling. timm draws bilinear or bicubic at random where no interpolation is set; here
-affine operations are always bilinear: one filter is one decision less in a view, it costs half of
-bicubic, it never overshoots, and every engine has it with the same meaning.
+Each operation gives the very pixels that timm computes with Pillow, `img_mean` = ImageNet's mean
+and bilinear resampling. Where no interpolation is set, timm chooses bilinear or bicubic at random.
+Here affine operations are always bilinear: a view has one decision less, bilinear costs half of
+bicubic and never overshoots, and every engine means the same by it.
 
-An operation of a view becomes one step with its argument in numbers; the compiled engine and Pillow
-both know every step. Levels come in Q16 on timm's scale of 0 to 10. Arguments are computed with the
-same double-precision products as timm's, so that truncation to whole numbers falls alike.
+An operation of a view becomes one step with a numeric argument; the compiled engine and Pillow
+both know every step. Levels are in Q16 on timm's scale of 0 to 10. Arguments are the same products
+in double precision as timm's, so that truncation to whole numbers gives the same results.
 """
 
 import math
@@ -28,13 +28,13 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Step(NamedTuple):
-    """What is done to pixels."""
+    """One operation on an image of a certain size, as both engines take it."""
 
     name: str
     argument: Any
-    """`affine`: the map (a, b, c, d, e, f) from output to input coordinates, in pixels;
-    `posterize`: bits; `solarize`: threshold; `solarize_add`: levels; the enhancements: Pillow's
-    factor."""
+    """For `affine`, the map (a, b, c, d, e, f) from output to input coordinates, in pixels; for
+    `posterize`, how many bits stay; for `solarize`, the threshold; for `solarize_add`, the levels
+    to add; for the enhancements, Pillow's factor; None for the others."""
 
 
 def apply_op(pixels: Pixels, op: Op, *, engine: Engine) -> None:
@@ -48,7 +48,7 @@ def apply_op(pixels: Pixels, op: Op, *, engine: Engine) -> None:
 
 
 def step_of(op: Op, width: int, height: int) -> Step:
-    """Return the step that an operation is on an image of this size.
+    """Turn an operation into the step that applies it to an image of this size.
 
     Raises:
         ValueError: no operation has that name.
@@ -62,7 +62,7 @@ def step_of(op: Op, width: int, height: int) -> Step:
 
 
 def apply_step(pixels: Pixels, step: Step, *, engine: Engine) -> None:
-    """Change uint8 pixels [H, W, 3] in place."""
+    """Change uint8 pixels [H, W, 3] in place by one step."""
     if native is None or step.name not in engine.steps:
         pixels[...] = np.asarray(_pillow_step(Image.fromarray(pixels), step))
     elif step.name == "affine":
@@ -84,6 +84,7 @@ def _pillow_step(image: Image.Image, step: Step) -> Image.Image:
 
 def _rotation(fraction: float, sign: float, width: int, height: int) -> Step:
     """Pillow's Image.rotate, counter-clockwise about the centre, by up to 30 degrees."""
+    # The roundings to 15 digits, and even the added zeros, are Pillow's.
     angle = -math.radians(sign * (fraction * 30.0) % 360.0)
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     minus_sin = round(-math.sin(angle), 15)
@@ -98,12 +99,12 @@ def _solarize_threshold(fraction: float) -> int:
 
 
 def _enhance(name: str) -> Callable[[float, float, int, int], Step]:
-    """Blend with the degenerate image by 0.1..1.9: 1 is no change."""
+    """Blend with Pillow's degenerate image by a factor of 0.1 to 1.9, where 1 changes nothing."""
     return lambda fraction, _, __, ___: Step(name, fraction * 1.8 + 0.1)
 
 
 def _enhance_increasing(name: str) -> Callable[[float, float, int, int], Step]:
-    """Blend by 1 -+ up to 0.9: away from no change as the level grows."""
+    """Blend by a factor that is the further from 1, which changes nothing, the higher the level."""
     return lambda fraction, sign, _, __: Step(name, max(0.1, 1.0 + sign * (fraction * 0.9)))
 
 
@@ -113,7 +114,8 @@ _STEPS: dict[str, Callable[[float, float, int, int], Step]] = {
     "Equalize": lambda *_: Step("equalize", None),
     "Invert": lambda *_: Step("invert", None),
     "Rotate": _rotation,
-    # timm asks for 0 bits at times: a black image in older Pillow, an error since 13.
+    # timm sometimes asks for 0 bits, which older Pillow turns into a black image; 13 raises an
+    # error.
     "Posterize": lambda f, *_: Step("posterize", max(1, int(f * 4))),
     "PosterizeIncreasing": lambda f, *_: Step("posterize", max(1, 4 - int(f * 4))),
     "Solarize": lambda f, *_: Step("solarize", _solarize_threshold(f)),

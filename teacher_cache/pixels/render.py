@@ -1,8 +1,8 @@
 """Bytes + View -> uint8 pixels [size, size, 3]; no randomness of its own.
 
-The order is timm's: crop, resize, flip, RandAugment, erase. Geometry is exact integer arithmetic;
-the pixels themselves are those of `PIXEL_ENGINE`, the pixel libraries whose versions a cache's
-manifest names. Normalisation is left to whoever feeds a model.
+The order is timm's: crop, resize, flip, RandAugment, erase. Geometry is exact integer arithmetic.
+The pixels are those of `PIXEL_ENGINE` and of the pixel libraries, whose versions a cache's manifest
+names. Nothing is normalised here: whoever feeds a model does that.
 """
 
 import math
@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 PIXEL_ENGINE = "pillow-1"
-"""Name and version of this way of making pixels; another name means other pixels.
+"""The name and version of these pixels: another name means other pixels.
 
-Pillow's pixels, whoever computes them: the compiled engine is used only where it gives the same.
+They are Pillow's pixels, and the compiled engine is used only where it gives the same.
 """
 
 
 def pixel_libraries() -> dict[str, str]:
-    """Version of every library that touches a pixel; 'absent' where Pillow was built without it."""
+    """Name -> version of each library that computes pixels; 'absent' if Pillow lacks it."""
     bundled = ("libjpeg_turbo", "jpg", "zlib", "zlib_ng", "webp", "libtiff")
     return {
         "pillow": PIL.__version__,
@@ -58,17 +58,19 @@ def decode_image(
 ) -> Picture:
     """Decode an image to RGB.
 
-    JPEG, PNG, WebP, TIFF, GIF (first frame), BMP and PPM; 1-bit, gray, palette, RGB and CMYK, with
-    or without alpha, which is dropped. Of 16 bits a channel the upper 8 are kept.
+    The formats are JPEG, PNG, WebP, TIFF, GIF (its first frame), BMP and PPM. Pixels may be 1-bit,
+    gray, palette, RGB or CMYK; alpha is dropped, and of 16 bits a channel the upper 8 are kept.
 
     Args:
         data: the encoded file.
-        views: only these will be rendered: of a plain JPEG the rest is not decoded.
-        engine: by default the compiled one, as far as it is proved here.
+        views: the only views that will be rendered; what they do not look at is not decoded where
+            the file is a baseline JPEG.
+        engine: by default the compiled engine, as far as it gives the pixels of this Pillow.
 
     Raises:
-        UnreadableImage: empty, of another format, truncated or damaged, of more than `PIXEL_LIMIT`
-            pixels, or of a pixel format without a fixed range (32-bit integers and floats).
+        UnreadableImage: the data are empty, of another format, truncated or damaged, or the image
+            has more than `PIXEL_LIMIT` pixels, or pixels without a fixed range (32-bit integers and
+            floats).
     """
     return decode_with(engine or proved_engine(), data, views)
 
@@ -91,7 +93,7 @@ def render(
         interpolation: Pillow's filter for the resize: nearest, box, bilinear, hamming, bicubic
             or lanczos.
         out: uint8 [size, size, 3], C-contiguous, to write into: a slot of a batch.
-        engine: by default the compiled one, as far as it is proved here.
+        engine: as in `decode_image`.
 
     Returns:
         `out`, or new uint8 [size, size, 3], C-contiguous and writable.
@@ -126,11 +128,12 @@ def render_center(
     interpolation: str = "bicubic",
     out: Pixels | None = None,
 ) -> Pixels:
-    """Evaluate's pixels: shorter side to floor(size / crop_ratio), then the centre square.
+    """Resize the shorter side to floor(size / crop_ratio), then cut out the centre square.
 
-    By Pillow, the pixels of timm's `transforms_imagenet_eval` (torchvision's Resize and
-    CenterCrop). Of an image more than 8 times as long as wide only the square is computed, to the
-    same within rounding: resizing all of 20,000 x 1 pixels would need gigabytes.
+    These are the pixels of timm's `transforms_imagenet_eval` (torchvision's Resize and CenterCrop),
+    made by Pillow. Of an image whose long side is more than 8 times the short one only the square
+    is computed, and its pixels are the same within rounding: to resize all of an image of 20,000 x
+    1 pixels would take gigabytes.
 
     Args:
         picture: as `decode_image` gives it without `views`.
@@ -166,12 +169,12 @@ def render_center(
 
 
 def pixel_crc(pixels: Pixels) -> int:
-    """CRC-32 (zlib's) of rendered pixels: what the cache's `check` array holds."""
+    """CRC-32, as zlib computes it, of rendered pixels: an entry of the cache's `check` array."""
     return zlib.crc32(np.ascontiguousarray(pixels).data)
 
 
 def _checked_out(out: Pixels | None, size: int, interpolation: str) -> Pixels:
-    """Check what `render` and `render_center` share, and return where the pixels go."""
+    """Check the arguments that `render` and `render_center` share; return the array to fill."""
     if size < 1:
         raise ValueError(f"size is {size}: expected at least 1 pixel")
     if interpolation not in INTERPOLATIONS:

@@ -1,4 +1,4 @@
-"""A crop, resized to a square with an antialiasing filter and perhaps mirrored: Pillow's pixels."""
+"""A crop is resized to a square with an antialiasing filter, and may be mirrored, as by Pillow."""
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ _COMPILED_FILTERS = {"box": 0, "bilinear": 1, "bicubic": 2}
 def resize_crop(
     pixels: Pixels, box: PixelBox, out: Pixels, *, interpolation: str, flip: bool, engine: Engine
 ) -> None:
-    """Fill `out` [size, size, 3] from the box of `pixels` [H, W, 3], and nothing around it."""
+    """Fill `out` [size, size, 3] from the box of `pixels` [H, W, 3] alone."""
     if native is not None and interpolation in engine.filters:
         native.resize_crop(pixels, out, box, _COMPILED_FILTERS[interpolation], flip)
         return

@@ -1,8 +1,8 @@
-"""The compiled engine against the installed Pillow, part by part, before its first picture.
+"""Before the first image, each step of the compiled engine is compared with the installed Pillow.
 
-Another Pillow may round otherwise (13 changed the order of a resize's passes), another compiler may
-fuse multiplications: then that part is left to Pillow, and pixels stay what they were. A few
-milliseconds a process.
+Another Pillow may round differently (13 changed the order of a resize's passes), and another
+compiler may fuse multiplications. Pillow then does that step, so the pixels stay what they were.
+The comparison takes some milliseconds a process.
 """
 
 import logging
@@ -36,7 +36,8 @@ _STEPS = (
         for factor in (0.1, 0.4567, 1.7199999)
     ),
 )
-# (box, size): wider, taller (where Pillow 13 goes down first), enlarged, one side already right
+# (box, size): a box that is wider than high, a higher one (of which Pillow 13 resizes the columns
+# first), one that is enlarged, and one that has the right width already
 _RESIZES = (
     ((3, 1, 93, 41), 32),
     ((10, 2, 31, 64), 16),
@@ -47,7 +48,10 @@ _RESIZES = (
 
 @cache
 def proved_engine() -> Engine:
-    """The compiled engine, less what differs from Pillow here; RETORT_PIXELS=pillow: none of it."""
+    """The compiled engine without the steps that differ from this Pillow.
+
+    Where it is not installed, or the environment says RETORT_PIXELS=pillow, Pillow does everything.
+    """
     if native is None or os.environ.get("RETORT_PIXELS") == "pillow":
         return PILLOW
     picture = _picture()
@@ -63,7 +67,7 @@ def proved_engine() -> Engine:
 
 
 def _picture() -> Pixels:
-    """Gradients, edges and noise [64, 96, 3], from whole numbers alone."""
+    """An image [64, 96, 3] of gradients, edges and noise, computed from whole numbers alone."""
     y, x, c = np.mgrid[0:64, 0:96, 0:3].astype(np.uint32)
     noise = ((x * 2654435761 + y * 40503 + c * 69069) >> 7) % 61
     levels: Pixels = np.clip(2 * x + y + 40 * c + noise * (x > 50), 0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Files in a folder or in an object store, and what of them exists.
+"""The files of a cache, in a folder or in an object store, and the ledger that names them.
 
-place      `Place`: what a cache needs of whatever lies below it
-location   from what a user types to a place
+place      `Place`: the operations that a cache needs of its store
+location   from a path or URL, as a user types it, to a place
 keys       the names of a cache's files
 ledger     the entries that say what exists: blocks, images, views, the sample
 disk       a place in a folder

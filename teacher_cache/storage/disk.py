@@ -1,4 +1,4 @@
-"""A cache in a folder: flushed files, moved into place under a lock, holders known by flock."""
+"""A cache in a folder: files are flushed and then moved into place under a lock (flock)."""
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,8 +33,9 @@ Result = TypeVar("Result")
 class Disk(Place):
     """A `Place` on a file system; `Place` says what each method does.
 
-    Names are taken by looking and renaming under the lock, so no hard links are needed (exFAT and
-    some network mounts have none); a file system without flock is refused before any work.
+    A file gets its name by a rename under the lock, after a look whether the name is free. So no
+    hard links are needed, which exFAT and some network mounts lack. A file system without flock is
+    refused before any work.
     """
 
     root: Path
@@ -87,11 +88,11 @@ class Disk(Place):
         if self.exists(MANIFEST):
             return
         if others := self._others(files):
-            if self.exists(MANIFEST):  # another process has finished it meanwhile
+            if self.exists(MANIFEST):  # another process has just finished the cache
                 return
             raise no_cache(str(self), others)
         with self.alone():
-            if self.exists(MANIFEST):
+            if self.exists(MANIFEST):  # while this process waited for the lock
                 return
             rest = {
                 key: data
@@ -105,11 +106,11 @@ class Disk(Place):
 
     @override
     def publish(self, entry_key: str, entry: bytes, files: Mapping[str, bytes]) -> bool:
-        """Write the files aside, flush them, then move them into place and name them, alone.
+        """Write and flush the files in `staging`, then move them and their entry into place.
 
-        Any number of processes may write the same block: the first one's records stay, whole, and
-        the others' are thrown away. A crash leaves files that the ledger does not name, which the
-        next writer of the block replaces.
+        The moves are made under the lock. Any number of processes may write the same block: the
+        records of the first stay, and those of the others are thrown away. A crash leaves files
+        that the ledger does not name, which the next writer of the block replaces.
         """
         with self._staged(files) as staged, self._staged({entry_key: entry}) as named, self.alone():
             if (standing := self.read(entry_key, MOST_ENTRY_BYTES)) is not None:
@@ -125,7 +126,7 @@ class Disk(Place):
 
     @override
     def withdraw(self, entry_key: str, file_keys: Iterable[str], folder: str) -> None:
-        """The entry first: a crash in between leaves files that no entry names."""
+        """Move the entry first: a crash after that leaves files that no entry names."""
         with self.alone():
             self.quarantine([entry_key, *file_keys], folder)
 
@@ -139,7 +140,7 @@ class Disk(Place):
 
     @override
     def claims_outlive_s(self) -> float:
-        """The system drops the locks of the dead at once."""
+        """The system drops the locks of a process when it ends."""
         return 0.0
 
     @override
@@ -173,7 +174,11 @@ class Disk(Place):
             ) from None
 
     def _others(self, files: Mapping[str, bytes]) -> list[str]:
-        """What lies in the folder that no creation has left there; a home is not searched."""
+        """The names of files that no interrupted creation of a cache can have left in the folder.
+
+        Only if all names at its top are those of a cache are the folders below searched: the user
+        may have named a home folder.
+        """
         if names := {path.name for path in self.root.iterdir()} - top_names(files):
             return sorted(names)
         if strangers := [
@@ -191,20 +196,20 @@ class Disk(Place):
 
     @contextmanager
     def _staged(self, files: Mapping[str, bytes]) -> Iterator[dict[str, tuple[Held, int]]]:
-        """Files that are on disk, but not in their places; their lengths stand beside them."""
+        """For each key the temporary file that has its data, flushed to disk, and their length."""
         for key in files:
             parts_of(key)
         with ExitStack() as stack:
             staged = {}
             for key, data in files.items():
-                held = stage(self.tree, data)
-                stack.callback(held.release)
-                staged[key] = held, len(data)
+                temporary = stage(self.tree, data)
+                stack.callback(temporary.release)
+                staged[key] = temporary, len(data)
             yield staged
 
     def _move_into_place(self, staged: Mapping[str, tuple[Held, int]]) -> None:
-        for key, (held, size) in staged.items():
-            self.tree.move(held.key, key)
+        for key, (temporary, size) in staged.items():
+            self.tree.move(temporary.key, key)
             status = self.tree.status(key)
             if status is None or status.st_size != size:
                 raise OSError(

@@ -1,4 +1,4 @@
-"""Keys: the names that the files of a cache have below its root, with `/` between their parts."""
+"""Keys are the paths of a cache's files below its root, with `/` between their parts."""
 
 import re
 from collections.abc import Collection
@@ -8,11 +8,11 @@ from teacher_cache.errors import CacheError, printable
 MANIFEST = "zarr.json"
 """A cache exists as soon as this file does, so it is written last."""
 STAGING = "staging"
-"""The writers' workbench: locks, claims, temporary files."""
+"""The folder of the writers' workbench: locks, claims, temporary files."""
 LOCK_KEY = f"{STAGING}/lock"
-"""The writers' lock in a folder; an object store has none."""
+"""The lock of a cache's writers in a folder; an object store has none."""
 QUARANTINE = "quarantine"
-"""What a repair has taken out of the cache."""
+"""The folder of the files that a repair has taken out of the cache."""
 
 _CLAIM = r"(tile|source|sample|table)(-\d+)*"
 _TEMPORARY = r"[0-9a-f]{16}\.tmp"
@@ -20,10 +20,10 @@ _WORKBENCH = re.compile(rf"staging/({_TEMPORARY}|{_CLAIM}|writers/[0-9a-f]{{16}}
 
 
 def parts_of(key: str) -> tuple[str, ...]:
-    """The names of the folders that lead to a file, and the file's own.
+    """Split a key into the names of the folders that lead to the file, and the file's own name.
 
     Raises:
-        CacheError: it is not a relative path that stays below the root.
+        CacheError: the key is not a relative path that stays below the root.
     """
     parts = tuple(key.split("/"))
     if "\0" in key or any(part in ("", ".", "..") for part in parts):
@@ -35,10 +35,10 @@ def parts_of(key: str) -> tuple[str, ...]:
 
 
 def require_claim(name: str) -> str:
-    """A claim's name as it is, so that `is_workbench` knows every claim again.
+    """Return the name of a claim unchanged, if `is_workbench` recognises it.
 
     Raises:
-        ValueError: a name of another pattern.
+        ValueError: the name has another pattern, so a sweep would never remove the claim.
     """
     if not re.fullmatch(_CLAIM, name, re.ASCII):
         raise ValueError(f"{name!r} is no name of a claim: expected the pattern {_CLAIM}")
@@ -46,23 +46,23 @@ def require_claim(name: str) -> str:
 
 
 def is_workbench(key: str) -> bool:
-    """Whether it is the name of a claim, a temporary file or a writer, which may be swept away.
+    """Whether a key is that of a claim, a temporary file or a writer, which a sweep may remove.
 
-    `staging/lock` is none of these: it stays for good.
+    `staging/lock` is none of these: it is never removed.
     """
     return _WORKBENCH.fullmatch(key) is not None
 
 
 def top_names(files: Collection[str]) -> set[str]:
-    """What lies directly in a cache that was created out of these files."""
+    """The names at the top of a cache that was created out of these files."""
     return {key.partition("/")[0] for key in files} | {STAGING}
 
 
 def is_remnant(key: str, files: Collection[str]) -> bool:
-    """Whether a creation out of files such as these may have left this key when it was killed.
+    """Whether the key may be what a process left that was killed while it created a cache.
 
-    The creation may have been one of another recipe, so any file of such a name counts in any of
-    the folders.
+    That cache may have been one of another recipe. So a file counts if its name below the top
+    folder is that of any of these files, in whichever of their folders it lies.
     """
     if key in files or key == LOCK_KEY or is_workbench(key):
         return True
@@ -71,7 +71,7 @@ def is_remnant(key: str, files: Collection[str]) -> bool:
 
 
 def no_cache(place: str, others: Collection[str]) -> CacheError:
-    """The error for a place in which no cache is created, because others' files lie there."""
+    """The error that no cache is created in a place because other files lie there."""
     more = ", ..." if len(others) > 1 else ""
     return CacheError(
         f"{place} exists and is not a cache, it holds something else "

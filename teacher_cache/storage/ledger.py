@@ -23,10 +23,10 @@ from teacher_cache.bounded_json import read_object
 from teacher_cache.errors import shortened
 
 MOST_ENTRY_BYTES = 64 << 20
-"""No entry is longer: a source entry may list every row of its shard as absent."""
+"""The largest entry: a source entry may list every row of its shard as absent."""
 
 MOST_FILE_BYTES = 1 << 50
-"""No file of a shard is longer."""
+"""The largest size that an entry may state for a file."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,11 +57,15 @@ class StoredFile:
 
     @classmethod
     def of(cls, key: str, data: bytes) -> "StoredFile":
-        """The file that holds these bytes."""
+        """The file of a key that holds these bytes."""
         return cls(key, len(data), sha256_of(data))
 
     def damage(self, data: bytes | None) -> str | None:
-        """What is wrong with the bytes found (None: no such file); None where nothing is."""
+        """What is wrong with the bytes that were read; None if nothing is.
+
+        Args:
+            data: the bytes; None where the file is missing.
+        """
         if data is None:
             return "is missing"
         if len(data) != self.size:
@@ -77,9 +81,9 @@ class BlockEntry:
     block: BlockId
     files: tuple[StoredFile, ...]
     source_sha256: str
-    """Of the shard's file of image checksums: which images these records are of."""
+    """SHA-256 of the shard's file of image checksums: of which images the records are."""
     producer: Mapping[str, str]
-    """Device model, library versions, host: who computed the records."""
+    """Device model, library versions and host of the process that computed the records."""
     tables: Mapping[str, str]
     """SHA-256 of every file besides the manifest that is needed to decode the records."""
 
@@ -112,7 +116,7 @@ def source_key(shard: int) -> str:
 
 
 def views_key(count: int) -> str:
-    """Where the entry lies that says that the cache has so many views."""
+    """Where the entry lies which says that the cache has so many views."""
     return f"ledger/views/{count}.json"
 
 
@@ -122,7 +126,7 @@ SAMPLE_KEY = "ledger/sample.json"
 def blocks_in(keys: Iterable[str]) -> set[BlockId]:
     """The blocks whose entries are among some keys."""
     found = set()
-    for key in keys:
+    for key in keys:  # which may be keys of other entries, too, and of strangers' files
         match key.split("/"):
             case ("ledger", view, name) if is_number(view) and name.endswith(".json"):
                 shard = name.removesuffix(".json")
@@ -142,12 +146,12 @@ def numbers_in(keys: Iterable[str], folder: str) -> set[int]:
 
 
 def is_number(text: str) -> bool:
-    """Whether it is a whole number from 0 on, spelled as this format spells them."""
+    """Whether a text is a whole number from 0 on, as the format writes them: no leading zeros."""
     return text.isascii() and text.isdigit() and len(text) < 10 and str(int(text)) == text
 
 
 def seal(kind: str, owner: Owner, content: Mapping[str, Any]) -> bytes:
-    """The bytes of an entry of any kind, with their own digest."""
+    """The bytes of an entry of any kind, which end in a SHA-256 of the entry itself."""
     document: dict[str, Any] = {
         "kind": kind,
         "cache": owner.cache_id,
@@ -159,10 +163,10 @@ def seal(kind: str, owner: Owner, content: Mapping[str, Any]) -> bytes:
 
 
 def unseal(data: bytes, kind: str) -> tuple[Owner, dict[str, Any]]:
-    """The inverse of `seal`: whose entry it is, and its content.
+    """The inverse of `seal`: the cache that the entry belongs to, and its content.
 
     Raises:
-        ValueError, KeyError, TypeError: they are not the bytes of an undamaged entry of this kind.
+        ValueError, KeyError, TypeError: the bytes are no undamaged entry of this kind.
     """
     document = read_object(data, at_most=MOST_ENTRY_BYTES)
     stated = document.pop("entry_sha256")
@@ -191,7 +195,7 @@ def decode_block(data: bytes, block: BlockId) -> BlockEntry:
     """The inverse of `encode_block`.
 
     Raises:
-        ValueError, KeyError, TypeError: they are not the bytes of this block's entry.
+        ValueError, KeyError, TypeError: the bytes are no undamaged entry of this block.
     """
     owner, document = unseal(data, "block")
     if (document["view"], document["shard"]) != (block.view, block.shard):
@@ -223,7 +227,7 @@ def decode_source(data: bytes, shard: int) -> SourceEntry:
     """The inverse of `encode_source`.
 
     Raises:
-        ValueError, KeyError, TypeError: they are not the bytes of this shard's entry.
+        ValueError, KeyError, TypeError: the bytes are no undamaged entry of this shard.
     """
     owner, document = unseal(data, "source")
     if document["shard"] != shard:
@@ -256,6 +260,7 @@ def _files_of(document: Mapping[str, Any]) -> tuple[StoredFile, ...]:
     found = []
     for key, file in files.items():
         size = file["size"]
+        # not isinstance: JSON's true is a bool, which Python counts as an int
         if type(size) is not int or not 0 <= size <= MOST_FILE_BYTES:
             raise TypeError(f"the size of {shortened(key)} is no number of bytes")
         found.append(StoredFile(key, size, _text(file["sha256"])))
@@ -275,4 +280,5 @@ def _texts(value: object) -> dict[str, str]:
 
 
 def _canonical(document: Mapping[str, Any]) -> bytes:
+    """One spelling of a document, so that its digest does not depend on order or white space."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""From what a user types to the place that it names."""
+"""From a path or URL, as a user types it, to the place that it names."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def locate(text: str) -> Place:
-    """A path or URL as a user types it.
+    """The place that a path or URL names.
 
     Raises:
-        LocationError: a URL of an unknown kind, or one that holds credentials; its message does
-            not repeat them.
+        LocationError: the URL is of an unknown kind, or holds credentials; the message does not
+            repeat them.
         StoreError: obstore is not installed.
     """
     scheme, separator, _ = text.partition("://")
@@ -32,7 +32,10 @@ def locate(text: str) -> Place:
 
 
 def _require_no_secret(scheme: str, text: str) -> None:
-    """Refuse what may be a secret without a word of it: a URL is printed, logged and recorded."""
+    """Refuse a URL that may hold a secret, since URLs are printed, logged and recorded.
+
+    The message repeats nothing of the URL but its scheme.
+    """
     url = urlsplit(text)
     names_container = scheme in ("abfs", "abfss") and ":" not in url.netloc  # container@account
     has_port = scheme in ("http", "https") and "@" not in url.netloc

@@ -1,8 +1,8 @@
-"""Objects below a URL, through obstore: every request is tried again until patience ends.
+"""The objects below a URL, through obstore; a failed request is repeated for a limited time.
 
 obstore knows the protocols (S3, Google, Azure, plain HTTP) and takes credentials and endpoints from
-the environment. What is here: one way to try again that also holds for conditional writes and for
-time-outs, its end as an error that says what to do, and that no secret gets into an error.
+the environment. This module adds three things: retries that also hold for conditional writes and
+time-outs; errors that say what to do when the time is over; and that no error holds a secret.
 """
 
 import os
@@ -24,9 +24,9 @@ except ImportError:  # the extra `stores`; `open_objects` says so
     obstore = None  # type: ignore[assignment]
 
 PATIENCE_S = "RETORT_STORE_PATIENCE_S"
-"""For so long a request is repeated while the store fails or is silent; 300 if unset."""
+"""The variable that says for how long a failing request is repeated; 300 s by default."""
 TIMEOUT_S = "RETORT_STORE_TIMEOUT_S"
-"""A single request that takes longer has failed; 30 if unset."""
+"""The variable that says after how long a single request has failed; 30 s by default."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
 
 Result = TypeVar("Result")
@@ -38,7 +38,9 @@ class Stored:
 
     key: str
     size: int
+    """Bytes."""
     tag: str
+    """The store's ETag, which changes with the object; empty where the store has none."""
     modified: datetime
 
 
@@ -50,10 +52,11 @@ class Objects:
     client: Any
     patience_s: float
     timeout_s: float
-    """What one request may count for: a process that was stopped in it has not waited so long."""
+    """The most that one request counts of `patience_s`: a process that was suspended during a
+    request has waited for less than the clock says."""
 
     def get(self, key: str, at_most: int | None = None) -> tuple[bytes, str] | None:
-        """An object's bytes and its tag; None where there is none.
+        """An object's bytes and its tag; None if there is no such object.
 
         Raises:
             UnexpectedFile: it has more than `at_most` bytes; they are not read.
@@ -74,20 +77,21 @@ class Objects:
             return None
 
     def head(self, key: str) -> Stored | None:
-        """What the store says of an object; None where there is none."""
+        """What the store says of an object; None if there is no such object."""
         try:
             return self._tried("look at", key, lambda: _stored(obstore.head(self.client, key)))
         except FileNotFoundError:
             return None
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object, whole, whatever was there."""
+        """Write an object, over the one that is there."""
         self._written(key, lambda: obstore.put(self.client, key, data, use_multipart=False))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object if there is none; False where one with other bytes was there first.
+        """Write an object if there is none; False if there is one with other bytes.
 
-        An answer that got lost makes the next try meet this writer's own object: that is True.
+        If the answer to a successful try got lost, the next try finds this writer's own object, and
+        the result is True.
         """
 
         def write() -> bool:
@@ -95,7 +99,7 @@ class Objects:
                 obstore.put(self.client, key, data, mode="create", use_multipart=False)
             except exceptions.AlreadyExistsError as error:
                 found = self.get(key)
-                if found is None:  # gone meanwhile, or two conditional writes met (S3's 409)
+                if found is None:  # it was just removed, or two conditional writes met (S3's 409)
                     raise _Again(str(error)) from None
                 return found[0] == data
             return True
@@ -103,7 +107,7 @@ class Objects:
         return self._written(key, write)
 
     def copy(self, key: str, to: str) -> bool:
-        """Copy an object within the store, over what was there; False where there is none."""
+        """Copy an object within the store, over the one that is there; False if `key` has none."""
         try:
             self._tried("copy", key, lambda: obstore.copy(self.client, key, to))
         except FileNotFoundError:
@@ -111,12 +115,12 @@ class Objects:
         return True
 
     def delete(self, key: str) -> None:
-        """Take an object away, if it is there."""
+        """Remove an object, if it is there."""
         with suppress(FileNotFoundError):
             self._tried("remove", key, lambda: obstore.delete(self.client, key))
 
     def list(self, below: str = "") -> list[Stored]:
-        """Every object below a key's folder."""
+        """Every object whose key begins with this folder."""
 
         def read() -> list[Stored]:
             return [_stored(meta) for meta in obstore.list(self.client, below or None).collect()]
@@ -133,10 +137,10 @@ class Objects:
             raise self._refused("write", key, error) from None
 
     def _tried(self, verb: str, key: str, request: Callable[[], Result]) -> Result:
-        """Repeat a request that fails for reasons that may pass, with longer and longer pauses.
+        """Repeat a request that fails for a temporary reason, with longer and longer pauses.
 
-        Patience is what was slept and spent in requests: time in which the process was suspended
-        (SIGSTOP, a laptop's lid) says nothing about the store.
+        Only the time that was slept or spent in requests counts as waiting: time in which the
+        process was suspended (SIGSTOP, a laptop's lid) says nothing about the store.
         """
         waited_s, pause_s, tries = 0.0, FIRST_PAUSE_S, 0
         while True:
@@ -159,7 +163,8 @@ class Objects:
                         "is lost; the same command continues when the store answers again "
                         f"({PATIENCE_S} is for how long it is asked)"
                     ) from None
-            slept_s = pause_s * random.uniform(0.5, 1.0)  # writers that fail together, come apart
+            # a random share, so that writers that failed together do not try again together
+            slept_s = pause_s * random.uniform(0.5, 1.0)
             time.sleep(slept_s)
             waited_s += slept_s
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -173,15 +178,15 @@ class Objects:
 
 
 class _Again(Exception):
-    """A request that is to be repeated."""
+    """A request must be repeated, though the store refused it."""
 
 
 def open_objects(url: str) -> Objects:
-    """Reach for the objects below a URL; credentials come from the environment.
+    """Open the objects below a URL; credentials come from the environment.
 
     Raises:
-        StoreError: obstore is not installed, or the environment's settings make no sense.
-        LocationError: a kind of URL that obstore does not open.
+        StoreError: obstore is not installed.
+        LocationError: obstore cannot open this URL with the settings in the environment.
     """
     if obstore is None:
         raise StoreError(f"{url} needs obstore, which is missing: pip install 'retort[stores]'")
@@ -202,7 +207,10 @@ def open_objects(url: str) -> Objects:
 
 
 def _client_options(environment: Mapping[str, str]) -> Any:
-    """Time-outs; and what a user set of HTTP's, which options given here would else push out."""
+    """The HTTP options for obstore: our time-outs, and the options that the environment sets.
+
+    obstore reads these variables itself, but not if options are passed; so they are repeated here.
+    """
     timeout_s = _seconds(TIMEOUT_S, 30.0)
     options: dict[str, Any] = {
         "timeout": f"{int(1000 * timeout_s)}ms",
@@ -234,19 +242,21 @@ def _stored(meta: Any) -> Stored:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later: a failing server, a time-out, a broken line."""
+    """Whether the same request may succeed later: a server failed, a time-out, a broken line."""
     if isinstance(error, _Again | OSError):
         return True
     if type(error) is not exceptions.GenericError:  # permission, unknown settings, ...
         return False
-    if "builder error" in str(error) or "169.254.169.254" in str(error):  # no http; no credentials
+    # A "builder error" is plain http without permission for it. The address is that of the cloud's
+    # metadata service, which obstore asks when the environment holds no credentials.
+    if "builder error" in str(error) or "169.254.169.254" in str(error):
         return False
     status = re.search(r"status code: (\d{3})", str(error))
     return status is None or int(status[1]) >= 500 or int(status[1]) in (408, 409, 425, 429)
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line, without a query (it may be signed) or a secret of the environment."""
+    """An error in one line, without the environment's secrets or a query, which may be signed."""
     text = str(error).strip().partition("\n")[0]
     if "169.254.169.254" in text:
         text = "no credentials in the environment"

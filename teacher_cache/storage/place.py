@@ -1,4 +1,4 @@
-"""Where a cache lies: a folder on a disk, or the objects below a URL.
+"""A place is where a cache lies: a folder on a disk, or the objects below a URL.
 
 Everything that reads or changes a cache goes through a `Place`, by keys: paths below the cache with
 `/` between their parts. `Disk` is the folder, `Bucket` the object store.
@@ -17,16 +17,16 @@ Result = TypeVar("Result")
 
 
 class Claim(Protocol):
-    """A name that this process holds."""
+    """A name that no other process can take until this one releases it."""
 
     def release(self) -> None:
-        """Let go of it."""
+        """Let other processes take the name."""
 
 
 class Place(Protocol):
-    """What a cache needs of the store below it. Any of it may raise OSError or StoreError.
+    """The operations that a cache needs of its store. Any may raise OSError or StoreError.
 
-    A key is a relative path with `/` between its parts; one that leads out of the cache is a
+    A key is a relative path with `/` between its parts; a key that leads out of the cache raises
     CacheError. No link below the root is followed, neither to read nor to write: where a link, a
     pipe or a device stands in the place of a file or folder, UnexpectedFile names it.
 
@@ -37,95 +37,97 @@ class Place(Protocol):
         """A file's bytes; None where there is none.
 
         Raises:
-            UnexpectedFile: no regular file, or one of more than `at_most` bytes: it is not read.
+            UnexpectedFile: it is no regular file, or has more than `at_most` bytes; it is not read.
         """
 
     def exists(self, key: str) -> bool:
-        """Whether there is such a regular file; a link is none."""
+        """Whether there is a regular file of this key; a link is none."""
 
     def keys(self, below: str = "") -> Iterator[str]:
-        """Every key below a folder of the cache, of whatever is no folder, in no order.
+        """The keys of everything below a folder of the cache that is no folder, in no order.
 
-        Links, pipes and the like are among them, so that a verifier sees them; to read one is an
-        UnexpectedFile. A folder that is nested deeper than `tree.DEEPEST` is one key, too.
+        Links, pipes and the like are among them, so that a verifier sees them; reading one raises
+        UnexpectedFile. A folder that is nested deeper than `tree.DEEPEST` is given as one key.
         """
 
     def path_of(self, key: str) -> Path | None:
-        """Where a regular file lies, to be mapped; None where there is none, or it has no path."""
+        """The path of a regular file, to be mapped; None if there is no file, or it has no path."""
 
     def total_bytes(self) -> int:
-        """What all files weigh."""
+        """The size of all files together."""
 
     def add(self, key: str, data: bytes) -> bool:
-        """Write a file, durably, if there is none; False where other bytes were there first.
+        """Write a file, durably, if there is none; False if it is there with other bytes.
 
-        On a disk it waits for the lock: not to be called under `alone`.
+        On a disk this waits for the lock, so it must not be called under `alone`.
         """
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write a file, durably, in place of what was there."""
+        """Write a file, durably, over the one that is there."""
 
     def remove(self, key: str) -> None:
-        """Take a file away, if it is there."""
+        """Remove a file, if it is there."""
 
     def create(self, files: Mapping[str, bytes]) -> None:
-        """Make the cache out of its first files: `zarr.json` last, and only if it is absent.
+        """Create the cache out of its first files; `zarr.json` is written last, and never replaced.
 
-        What is there of a creation that was killed is used where it is the same, and else replaced;
-        an empty folder is filled, its owner and mode stay.
+        Files that a killed process left when it created a cache here are kept where they are the
+        same, and replaced where not. An empty folder is filled; its owner and mode stay.
 
         Raises:
-            CacheError: something else is there, and nothing was changed. A cache that another
-                process made is none: look at what `zarr.json` says.
+            CacheError: other files are there, and nothing was changed. It is not raised if another
+                process has created a cache here: the caller reads what `zarr.json` says.
         """
 
     def publish(self, entry_key: str, entry: bytes, files: Mapping[str, bytes]) -> bool:
-        """Commit files, then the entry of the ledger that names them; the first writer's stay.
+        """Commit files, then the entry of the ledger that names them.
+
+        If several writers publish the same entry, the files of the first stay.
 
         Args:
             entry_key: where the entry lies.
-            entry: its bytes; it names each of the files with its SHA-256.
-            files: the bytes of each.
+            entry: the bytes of the entry, which names each of the files with its SHA-256.
+            files: the bytes of each file.
 
         Returns:
-            Whether this very entry stands now; False where another's was first.
+            Whether the ledger has this very entry now; False if another writer's was there first.
         """
 
     def quarantine(self, keys: Iterable[str], folder: str) -> None:
-        """Move files to `quarantine/<folder>/<key>`, durably; a link is moved as itself.
+        """Move files to `quarantine/<folder>/<key>`, durably; a link is moved, not its target.
 
-        Nothing there is overwritten: a second one of a name gets a number. Keys at which nothing
-        is are passed over. It takes no lock: call it under `alone` where writers may be at work.
+        Nothing is overwritten there: a second file of the same name gets a number. A key without a
+        file is passed over. No lock is taken: call this under `alone` if writers may be running.
         """
 
     def withdraw(self, entry_key: str, file_keys: Iterable[str], folder: str) -> None:
-        """Move a block's entry and files to the quarantine, so that it counts as never filled.
+        """Move a block's entry and files to the quarantine, so that the block is missing again.
 
-        It takes the lock itself: not to be called under `alone`.
+        This takes the lock, so it must not be called under `alone`.
         """
 
     def alone(self) -> AbstractContextManager[None]:
-        """Keep writers from publishing meanwhile, where the store can."""
+        """Keep writers from publishing while the context lasts, if the store has locks."""
 
     def claim(self, name: str) -> Claim | None:
-        """Take a name for this process alone; None while another process holds it."""
+        """Take a name for this process alone; None while another process has it."""
 
     def claims_outlive_s(self) -> float:
-        """How long the claims of a killed process may still stand."""
+        """For how many seconds the claims of a killed process may remain."""
 
     def look_every_s(self) -> float:
-        """How often the ledger may be asked by one who waits for it to grow."""
+        """How many seconds a process waits between two looks at a ledger that it wants to grow."""
 
     def abandoned(self) -> list[str]:
-        """The keys of what killed writers left behind."""
+        """The keys of the workbench's files that killed writers left behind."""
 
     def sweep(self) -> None:
-        """Remove what killed writers left behind; what living ones hold stays."""
+        """Remove the files of killed writers from the workbench; those of living writers stay."""
 
     def in_order(
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
-        """`map`, some of it ahead and at once where the store answers slowly."""
+        """`map` in order; where the store answers slowly, several items ahead and concurrently."""
 
     def arrays(self) -> Any:
-        """What zarr opens."""
+        """The store that zarr opens."""

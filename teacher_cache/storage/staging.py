@@ -1,10 +1,12 @@
-"""The writers' workbench, `<cache>/staging`: its files live no longer than who holds them.
+"""The writers' workbench is `<cache>/staging`: each of its files belongs to a running process.
 
-Each file there is locked (flock) by the process that made it. The system drops the lock when the
-process ends, however it ends, so a file that can be locked belongs to the dead: `sweep` removes it.
-Only names that this module gives are swept: another's file in the folder is left alone.
-One file stays for good, `lock`: who holds it may publish shards and change the ledger. Its holder
-writes into it who it is, so that those who wait can say for whom.
+The process that makes a file there locks it (flock). The system drops the lock when the process
+ends, however it ends. So a file that can be locked belongs to no running process, and `sweep`
+removes it. Only files with names that this module gives are removed; any other file in the folder
+stays.
+
+One file is never removed: `lock`. The process that has locked it may publish shards and change the
+ledger. It writes its name into the file, so that processes that wait can say for which one.
 """
 
 import errno
@@ -26,15 +28,16 @@ from teacher_cache.storage.keys import LOCK_KEY, STAGING, is_workbench, require_
 from teacher_cache.storage.tree import Tree
 
 NAME_HOLDER_AFTER_S = 10.0
-"""Who waits for the lock so long while one process holds it, says which."""
+"""A process that waits for the lock so long, while one and the same process has it, warns."""
 NAME_HOLDER_EVERY_S = 60.0
+"""It warns again each time that it has waited so much longer."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A file of the workbench that this process holds until `release`."""
+    """A file of the workbench that this process has locked until `release`."""
 
     tree: Tree
     name: str
@@ -46,7 +49,7 @@ class Held:
         return f"{STAGING}/{self.name}"
 
     def release(self) -> None:
-        """Let go of it; what is still there under its name is removed."""
+        """Remove the file, if it was not moved elsewhere, and unlock it."""
         try:
             self.tree.remove(self.key)
         finally:
@@ -54,7 +57,7 @@ class Held:
 
 
 def claim(tree: Tree, name: str) -> Held | None:
-    """Take a name for this process alone; None while another process holds it.
+    """Take a name for this process alone; None while another process has it.
 
     Raises:
         CacheError: this file system cannot lock files.
@@ -63,29 +66,29 @@ def claim(tree: Tree, name: str) -> Held | None:
 
 
 def stage(tree: Tree, data: bytes) -> Held:
-    """Write a temporary file, flushed to disk, under a name of its own.
+    """Write a temporary file under a name of its own and flush it to disk.
 
     Raises:
-        OSError: the disk is full or cannot be written; nothing stays.
+        OSError: the disk is full or cannot be written; the file is removed.
     """
-    while (held := _hold(tree, f"{secrets.token_hex(8)}.tmp")) is None:
-        pass  # a sweep looked at it just then
+    while (temporary := _hold(tree, f"{secrets.token_hex(8)}.tmp")) is None:
+        pass  # a sweep had locked the new file just then
     try:
-        with os.fdopen(os.dup(held.descriptor), "wb") as file:
+        with os.fdopen(os.dup(temporary.descriptor), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except BaseException as error:
-        held.release()
+        temporary.release()
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(tree.root / held.key)  # which of all disks is full
+            error.filename = str(tree.root / temporary.key)  # so that the user sees which disk
         raise
-    return held
+    return temporary
 
 
 @contextmanager
 def publishing(tree: Tree) -> Iterator[None]:
-    """Be the only one to move shards into place or to change the ledger; waits for its turn.
+    """Wait for the lock, which a process needs to move shards into place or change the ledger.
 
     Raises:
         CacheError: this file system cannot lock files.
@@ -95,26 +98,28 @@ def publishing(tree: Tree) -> Iterator[None]:
     try:
         if not _locked(tree.root, descriptor):
             _wait(tree.root, descriptor)
-        with suppress(OSError):  # a full disk keeps nobody from freeing some of it
+        # A process must be able to lock the cache on a full disk, if only to remove files from it.
+        with suppress(OSError):
             _sign(descriptor)
         try:
             yield
         finally:
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)
-            # not by closing it alone: a worker that was forked meanwhile has a copy of it
+            # Closing the file would not unlock it while a forked worker has a copy of the
+            # descriptor.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
 
 def abandoned(tree: Tree) -> list[str]:
-    """The keys of what killed writers left behind: files that nobody holds."""
+    """The keys of the files that killed writers left behind: no running process has locked them."""
     return [key for key in _workbench(tree) if _is_free(tree, key)]
 
 
 def sweep(tree: Tree) -> None:
-    """Remove what killed writers left behind; what living ones hold stays."""
+    """Remove the files that killed writers left behind; those of running writers stay."""
     for key in _workbench(tree):
         if (held := _hold_existing(tree, key)) is not None:
             held.release()
@@ -146,15 +151,15 @@ def _hold(tree: Tree, name: str) -> Held | None:
             os.close(descriptor)
             if not is_locked:
                 return None
-            # else its last holder removed it between our open and our lock
+            # Else another process removed the file after we opened it and before we locked it.
 
 
 def _hold_existing(tree: Tree, key: str) -> Held | None:
-    """Take a file that nobody holds; None where somebody does, or it is gone."""
+    """Lock a file of the workbench; None if another process has locked it, or it is gone."""
     name = key.removeprefix(f"{STAGING}/")
     try:
         with tree.folder((STAGING,)) as folder:
-            # a lock over NFS wants a descriptor that may write
+            # NFS gives an exclusive lock only to a descriptor that may write.
             held = Held(tree, name, tree.open_file(key, folder, name, os.O_RDWR))
             if _locked(tree.root, held.descriptor) and _is_at(held.descriptor, name, folder):
                 return held
@@ -172,6 +177,7 @@ def _is_free(tree: Tree, key: str) -> bool:
 
 
 def _is_at(descriptor: int, name: str, folder: int) -> bool:
+    """Whether the open file is still the one of that name."""
     try:
         there = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -180,7 +186,7 @@ def _is_at(descriptor: int, name: str, folder: int) -> bool:
 
 
 def _locked(root: Path, descriptor: int) -> bool:
-    """Lock a file if nobody else has."""
+    """Lock a file, unless another process has; whether this one has the lock now."""
     try:
         _flock(root, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -202,7 +208,7 @@ def _flock(root: Path, descriptor: int, operation: int) -> None:
 
 
 def _wait(root: Path, descriptor: int) -> None:
-    """Wait for the lock in the kernel's own queue, while a thread looks at who holds it."""
+    """Wait for the lock in the kernel's own queue, while a thread watches which process has it."""
     done = threading.Event()
     watcher = threading.Thread(
         target=_name_holder, args=(root, descriptor, done), name="lock", daemon=True
@@ -216,7 +222,7 @@ def _wait(root: Path, descriptor: int) -> None:
 
 
 def _name_holder(root: Path, descriptor: int, done: threading.Event) -> None:
-    """Warn while one and the same holder keeps the lock: a queue that moves is none to warn of."""
+    """Warn if one and the same process keeps the lock; a queue that moves needs no warning."""
     pause_s, before = NAME_HOLDER_AFTER_S, _signature(descriptor)
     while not done.wait(pause_s):
         holder = _signature(descriptor)
@@ -233,7 +239,10 @@ def _name_holder(root: Path, descriptor: int, done: threading.Event) -> None:
 
 
 def _sign(descriptor: int) -> None:
-    """Write who holds the lock; the second argument of the command may be a secret, so not that."""
+    """Write into the lock's file which process has it.
+
+    Of the command line only the program and its first argument are written: others may be secrets.
+    """
     name = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]) if sys.argv else "python"
     since = datetime.now(UTC).isoformat(timespec="microseconds")
     text = f"process {os.getpid()} ({name}) on {socket.gethostname()} since {since}"

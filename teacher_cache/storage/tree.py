@@ -1,8 +1,9 @@
-"""The files below a folder, reached without following a link and without opening what is no file.
+"""The files below a folder; no link is followed, and nothing but regular files is opened.
 
-A cache may come from a stranger. A link in it could lead out of it, a pipe could hang its reader,
-so every folder below the root is opened by itself, relative to the one before (openat(2) with
-O_NOFOLLOW), and only regular files are read. The root may be a link: a user has typed its name.
+A cache may come from a stranger. A link in it could lead out of it, and a pipe could block whoever
+reads it. So every folder below the root is opened by itself, relative to the one above it
+(openat(2) with O_NOFOLLOW), and only regular files are read. The root itself may be a link, because
+a user has typed its name.
 """
 
 import errno
@@ -18,10 +19,10 @@ from teacher_cache.errors import UnexpectedFile, UnexpectedFolder
 from teacher_cache.storage.keys import parts_of
 
 DEEPEST = 32
-"""Folders that are nested deeper are not entered, a cache's own are four deep in quarantine."""
+"""Folders that are nested deeper are not entered; a cache's own are four deep, in quarantine."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # without O_NONBLOCK, opening a pipe waits
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # else opening a pipe waits for its writer
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -35,7 +36,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Files and folders below `root`, by keys or by the names that keys are made of.
+    """The files and folders below `root`, by keys or by the names that keys consist of.
 
     Any method may raise UnexpectedFile: a link or something else stands where a file or folder is
     expected.
@@ -45,10 +46,10 @@ class Tree:
 
     @contextmanager
     def folder(self, names: Sequence[str]) -> Iterator[int]:
-        """A descriptor of a folder below the root, or of the root.
+        """A descriptor of a folder below the root, or of the root itself.
 
         Raises:
-            FileNotFoundError: no such folder.
+            FileNotFoundError: there is no such folder.
             NotADirectoryError: the root is no folder.
         """
         with self._entered(names, _as_it_is) as descriptor:
@@ -56,12 +57,12 @@ class Tree:
 
     @contextmanager
     def made_folder(self, names: Sequence[str]) -> Iterator[int]:
-        """The same; folders that are missing are made, durably. The root must exist."""
+        """As `folder`, but missing folders are made, durably. The root must exist."""
         with self._entered(names, _make) as descriptor:
             yield descriptor
 
     def status(self, key: str) -> os.stat_result | None:
-        """What the file system says of a file, link or folder; None where there is none."""
+        """What the file system says of a file, link or folder; None if there is none."""
         *folders, name = parts_of(key)
         try:
             with self.folder(folders) as folder:
@@ -70,10 +71,10 @@ class Tree:
             return None
 
     def read(self, key: str, at_most: int | None = None) -> bytes | None:
-        """A regular file's bytes; None where there is none.
+        """The bytes of a regular file; None if there is none.
 
         Raises:
-            UnexpectedFile: also a file that has more than `at_most` bytes, before it is read.
+            UnexpectedFile: also if the file has more than `at_most` bytes; it is not read then.
         """
         *folders, name = parts_of(key)
         try:
@@ -90,7 +91,7 @@ class Tree:
 
     def open_file(self, key: str, folder: int, name: str, flags: int) -> int:
         """A descriptor of a regular file in an open folder; `key` names it in errors."""
-        with suppress(FileNotFoundError):  # it may be one that is to be made
+        with suppress(FileNotFoundError):  # the flags may ask to create it
             self._require_file(key, os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
         descriptor = os.open(name, flags | _FILE, 0o666, dir_fd=folder)
         try:
@@ -101,10 +102,11 @@ class Tree:
         return descriptor
 
     def walk(self, below: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Every key below a folder, in no order, of whatever is no folder: links and pipes, too.
+        """The keys of everything below a folder that is no folder, links and pipes too, in no
+        order.
 
-        A folder that is nested too deep is told as one key and not entered. What vanishes meanwhile
-        is passed over; any other failure of the file system is raised.
+        A folder that is nested too deep is given as one key and not entered. Files that vanish
+        during the walk are passed over; any other failure of the file system is raised.
         """
         pending = [parts_of(below) if below else ()]
         while pending:
@@ -121,14 +123,14 @@ class Tree:
                 continue
 
     def move(self, key: str, to: str) -> None:
-        """Rename a file within the tree, over the file that was there; nothing is flushed."""
+        """Rename a file within the tree, over the one that is there; nothing is flushed."""
         *folders, name = parts_of(key)
         *new_folders, new_name = parts_of(to)
         with self.folder(folders) as folder, self.made_folder(new_folders) as new_folder:
             os.rename(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder)
 
     def set_aside(self, key: str, to: str) -> None:
-        """Rename whatever is there, durably, and over nothing: a second of a name gets a number."""
+        """Rename whatever has this key, durably; if `to` is taken, a number is added to it."""
         numbered = (to if number == 0 else f"{to}.{number}" for number in count())
         free = next(name for name in numbered if self.status(name) is None)
         with suppress(FileNotFoundError):
@@ -137,7 +139,7 @@ class Tree:
             self.flush(parts_of(key)[:-1])
 
     def remove(self, key: str) -> None:
-        """Take a file or link away, if it is there."""
+        """Remove a file or link, if it is there."""
         *folders, name = parts_of(key)
         with suppress(FileNotFoundError), self.folder(folders) as folder:
             os.unlink(name, dir_fd=folder)
@@ -163,7 +165,7 @@ class Tree:
                 os.close(descriptor)
                 descriptor = inner
             yield descriptor
-        except OSError as error:  # of a name that is relative to a descriptor, or of none
+        except OSError as error:  # it has a name relative to a descriptor, or none
             name = error.filename if isinstance(error.filename, str) else ""
             error.filename = str(self.root.joinpath(*names, name))
             raise

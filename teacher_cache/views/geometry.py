@@ -1,21 +1,23 @@
-"""Where a view's crop and its erased box lie in pixels: exact integer arithmetic."""
+"""The pixels that a view's crop and its erased box cover, in exact integer arithmetic."""
 
 import math
 
 from teacher_cache.views.view import Box, Crop
 
 PixelBox = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels; right and bottom are one past."""
+"""(left, top, right, bottom) in pixels; right and bottom are not part of the box."""
 
 
 def crop_box(crops: tuple[Crop, ...], width: int, height: int) -> PixelBox:
-    """Pixels (left, top, right, bottom) of the first candidate that fits, else of the centre.
+    """The first candidate that fits into the image, or else the centre crop.
 
-    torchvision's RandomResizedCrop.get_params in integers: w = round(sqrt(area * ratio)) and
-    h = round(sqrt(area / ratio)), halves up. With x2 = 4 * w^2, round(w) = (isqrt(x2) + 1) // 2.
+    This is torchvision's RandomResizedCrop.get_params in integers: w = round(sqrt(area * ratio))
+    and h = round(sqrt(area / ratio)), with halves rounded up. A rounded square root needs no
+    floating point: round(w) = (isqrt(4 * w^2) + 1) // 2.
     """
     for area, ratio, x, y in crops:
         area_q32 = width * height * area
+        # area_q32 * ratio is in Q48; a shift by 46 leaves 4 * w^2 in whole pixels
         w = (math.isqrt(area_q32 * ratio >> 46) + 1) >> 1
         h = (math.isqrt((area_q32 << 2) // (ratio << 16)) + 1) >> 1
         if 0 < w <= width and 0 < h <= height:
@@ -29,7 +31,7 @@ def crop_box(crops: tuple[Crop, ...], width: int, height: int) -> PixelBox:
 
 
 def erase_box(box: Box, size: int) -> PixelBox:
-    """Pixels (left, top, right, bottom) of an erased box at this size, sides rounded half up."""
+    """The erased box in an image of `size` x `size` pixels; its sides are rounded half up."""
     h = (box.height * size + (1 << 31)) >> 32
     w = (box.width * size + (1 << 31)) >> 32
     left, top = box.left * (size - w + 1) >> 32, box.top * (size - h + 1) >> 32

@@ -13,13 +13,14 @@ RAND_AUGMENT_OPS = (
 """The fifteen operations of timm's `rand` set (`_RAND_TRANSFORMS`), in its order."""
 
 
+# timm has a second form of these operations, whose severity grows with the level.
 _INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 
 
 RAND_AUGMENT_INCREASING_OPS = tuple(
     name + "Increasing" if name in _INCREASING else name for name in RAND_AUGMENT_OPS
 )
-"""The fifteen of its `-inc1` set, whose severity grows with the level, in the same order."""
+"""The operations of timm's `-inc1` set, in the same order; their severity grows with the level."""
 
 
 ONE_Q32 = 1 << 32
@@ -33,17 +34,19 @@ class ViewPolicy(BaseModel, frozen=True, extra="forbid"):
     """
 
     min_area: float = Field(0.08, gt=0, le=1, allow_inf_nan=False)
-    """Smallest crop, as a fraction of the image's area (RandomResizedCrop's scale is (this, 1))."""
+    """Area of the smallest crop as a fraction of the image's: RandomResizedCrop's lower scale."""
     flip: float = Field(0.5, ge=0, le=1, allow_inf_nan=False)
     """Probability of a horizontal flip."""
     randaugment: bool = True
+    """Whether RandAugment is applied; without it no operation is drawn, whatever `num_ops` says."""
     num_ops: int = Field(2, ge=0, le=4)
     """RandAugment operations drawn for a view, with replacement."""
     op_probability: float = Field(0.5, ge=0, le=1, allow_inf_nan=False)
     """Probability that a drawn operation is applied."""
     magnitude: float = Field(9.0, ge=0, le=10, allow_inf_nan=False)
+    """Mean level of an operation, on timm's scale of 0 to 10."""
     magnitude_std: float = Field(0.5, ge=0, le=10, allow_inf_nan=False)
-    """Standard deviation of an operation's level around `magnitude`; clipped to 0..10."""
+    """Standard deviation of the level around `magnitude`; levels are clipped to 0..10."""
     increasing: bool = False
     """Draw from timm's increasing set (`-inc1`)."""
     erase: float = Field(0.2, ge=0, le=1, allow_inf_nan=False)
@@ -52,7 +55,7 @@ class ViewPolicy(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True, slots=True)
 class FixedPoint:
-    """A ViewPolicy as integers: Q32, but `magnitude` and `magnitude_std` in Q16."""
+    """A ViewPolicy as integers, in Q32; `magnitude` and `magnitude_std` are in Q16."""
 
     min_area: int
     area_span: int
@@ -67,9 +70,10 @@ class FixedPoint:
 
 @cache
 def fixed_point(policy: ViewPolicy) -> FixedPoint:
-    """Turn the policy into integers; times a power of two is exact, so only `round` rounds.
+    """Turn a policy into integers: Q32 for probabilities and areas, Q16 for levels.
 
-    `round` is to nearest, ties to even: Q32 for probabilities and areas, Q16 for levels.
+    A float times a power of two is exact, so the only rounding is that of `round`: to nearest, ties
+    to even.
     """
     min_area = round(policy.min_area * ONE_Q32)
     return FixedPoint(

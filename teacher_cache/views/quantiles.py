@@ -1,4 +1,4 @@
-"""The committed quantile tables in tables/: distributions that no libm can change."""
+"""The quantile tables in tables/, which are committed, so that no libm can change a view."""
 
 from functools import cache
 from importlib.resources import files
@@ -8,8 +8,8 @@ from typing import NamedTuple
 class Quantiles(NamedTuple):
     """Three distributions as 4,096 integers each, in Q16 (units of 2^-16).
 
-    Entry i is the quantile of (i + 0.5) / 4096, rounded to nearest: an index drawn evenly draws
-    from the distribution.
+    Entry i is the quantile of (i + 0.5) / 4096, rounded to nearest. Whoever draws an index evenly
+    draws an entry from the distribution.
     """
 
     crop_ratio: tuple[int, ...]

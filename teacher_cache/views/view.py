@@ -19,20 +19,20 @@ from typing import NamedTuple
 from teacher_cache.views.policy import ONE_Q32, FixedPoint, ViewPolicy, fixed_point
 from teacher_cache.views.quantiles import quantiles
 
-# Word positions in the digest. Words are never renumbered: what is added later takes later words,
-# and a longer squeeze leaves the earlier ones as they are (shake_128 is a stream).
+# Positions of words in the digest. Words are never renumbered: a decision that is added later takes
+# later words. A longer digest leaves the earlier words as they are, because SHAKE-128 is a stream.
 FLIP_WORD = 0
 ERASE_WORD = 1
 NOISE_KEY_WORD = 2  # two words: 16 bytes, taken as they are
-CROP_WORD = 4  # ten candidates of four: area, ratio, x, y
-OP_WORD = 44  # four operations of four: which, applied, level, negate
-ERASE_BOX_WORD = 60  # ten candidates of four: area, ratio, top, left
+CROP_WORD = 4  # ten candidates of four words: area, ratio, x, y
+OP_WORD = 44  # four operations of four words: which, applied, level, negate
+ERASE_BOX_WORD = 60  # ten candidates of four words: area, ratio, top, left
 SQUEEZED_WORDS = 100
-# Reserved, not squeezed until a policy reads them: AutoAugment's sub-policy and its two operations
-# (100; 101-106: applied, level, negate each) and mixing (107-112: applied, Mixup or CutMix,
-# partner, lambda, box top, box left).
+# These words are reserved, and not computed until a policy reads them: AutoAugment's sub-policy and
+# its two operations (100; 101-106: applied, level, negate each) and mixing (107-112: applied, Mixup
+# or CutMix, partner, lambda, box top, box left).
 
-# A word's upper half, little-endian: `4x` skips the lower one.
+# A uniform is the upper half of a little-endian word: `4x` skips the lower half.
 _SWITCHES = Struct("<4xI4xI").unpack_from
 _FOUR_WORDS = Struct("<4xI4xI4xI4xI")
 _DIGEST_BYTES = 8 * SQUEEZED_WORDS
@@ -53,13 +53,13 @@ _SIGNED = frozenset(
     )
 )
 
-# timm's RandomErasing(min_area=0.02, max_area=1/3), its area as lowest value and width in Q32.
+# timm's RandomErasing(min_area=0.02, max_area=1/3): the lowest area and the width of its range.
 _ERASE_MIN_AREA_Q32 = round(ONE_Q32 * 0.02)
 _ERASE_AREA_SPAN_Q32 = round(ONE_Q32 / 3) - _ERASE_MIN_AREA_Q32
 
 Crop = tuple[int, int, int, int]
-"""A crop candidate: (area, ratio, x, y). Area as a fraction of the image's, Q32; ratio width to
-height, Q16; x and y the corner's place as fractions of the free room, Q32."""
+"""A crop candidate: (area, ratio, x, y). The area is a fraction of the image's, in Q32; the ratio
+is width to height, in Q16; x and y place the corner, as fractions of the free room, in Q32."""
 
 
 class Op(NamedTuple):
@@ -85,15 +85,15 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What happens to one image: everything but pixels and sizes."""
+    """One augmentation of one image, without any number that depends on the image's size."""
 
     crops: tuple[Crop, ...]
-    """Ten candidates; render takes the first that fits the image, else the centre."""
+    """Ten candidates; `render` takes the first that fits the image, or else the centre crop."""
     flip: bool
     ops: tuple[Op, ...]
     erase: Box | None
     noise_key: bytes
-    """16 bytes from which render expands the erased box's noise."""
+    """16 bytes from which `render` derives the noise in the erased box."""
 
 
 def sample_view(policy: ViewPolicy, *, seed: int, key: str, view: int) -> View:
@@ -117,7 +117,7 @@ def sample_view(policy: ViewPolicy, *, seed: int, key: str, view: int) -> View:
     low, span, ratios = fixed.min_area, fixed.area_span, quantiles().crop_ratio
     return View(
         tuple(
-            [
+            [  # a list, since a generator would take longer; this runs for every view and image
                 (low + (area * span >> 32), ratios[ratio >> _TABLE_SHIFT], x, y)
                 for area, ratio, x, y in _FOUR_WORDS.iter_unpack(digest[_CROPS])
             ]
@@ -142,9 +142,10 @@ def _digest(seed: int, key: str, view: int) -> bytes:
 
 
 def _sample_ops(fixed: FixedPoint, digest: bytes) -> tuple[Op, ...]:
-    """RandAugment as timm's: `num_ops` operations drawn with replacement, each applied or not.
+    """RandAugment as timm has it: `num_ops` operations, drawn with replacement.
 
-    The level is a Gaussian around the magnitude, clipped to 0..10 (timm's AugmentOp, mstd).
+    Each is applied with the policy's probability. Its level is drawn from a Gaussian around the
+    magnitude and clipped to 0..10 (timm's AugmentOp, mstd).
     """
     ops = []
     for slot in range(fixed.num_ops):
@@ -160,15 +161,16 @@ def _sample_ops(fixed: FixedPoint, digest: bytes) -> tuple[Op, ...]:
 
 
 def _sample_erase(digest: bytes) -> Box | None:
-    """RandomErasing as timm's: the first of ten boxes that fits the unit square, or none.
+    """RandomErasing as timm has it: the first of ten boxes that fits the unit square, or none.
 
-    Height is sqrt(area * ratio), width sqrt(area / ratio): ratio is height to width here.
+    The height is sqrt(area * ratio) and the width sqrt(area / ratio). Unlike a crop's, this ratio
+    is height to width.
     """
     ratios = quantiles().erase_ratio
     for area, ratio, top, left in _FOUR_WORDS.iter_unpack(digest[_ERASE_BOXES]):
         area_q32 = _ERASE_MIN_AREA_Q32 + (area * _ERASE_AREA_SPAN_Q32 >> 32)
         ratio_q16 = ratios[ratio >> _TABLE_SHIFT]
-        # area * ratio is in Q48; sixteen more bits make its root Q32. Likewise for the width.
+        # area * ratio is in Q48; with sixteen more bits its root is in Q32. So it is for the width.
         height = math.isqrt(area_q32 * ratio_q16 << 16)
         width = math.isqrt((area_q32 << 48) // ratio_q16)
         if height < ONE_Q32 and width < ONE_Q32:

@@ -1,5 +1,5 @@
-/* A bilinear affine map, as Pillow's Image.transform(AFFINE, BILINEAR) computes it: in doubles,
- * cut off to whole levels. What lies outside the image becomes the fill colour. */
+/* A bilinear affine map as Pillow's Image.transform(AFFINE, BILINEAR) computes it: in doubles that are
+ * truncated to whole levels. Pixels whose source lies outside the image get the fill colour. */
 #include <stdlib.h>
 #include <string.h>
 

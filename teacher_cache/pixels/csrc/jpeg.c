@@ -1,21 +1,22 @@
-/* The part of a plain baseline JPEG that is asked for, bit for bit as libjpeg-turbo decodes it.
+/* Decodes a part of a baseline JPEG (ITU-T T.81, annex F), bit for bit as libjpeg-turbo does.
  *
- * Entropy coding has no shortcuts, so bits are read from the start; but blocks outside the part are
- * only skipped over, and below it nothing but markers is looked for. Whatever is odd ends in 0, for
- * Pillow to judge. ITU-T T.81, annex F.
+ * Entropy-coded data can only be read from their start. But blocks outside the part are not
+ * transformed, and behind its last row the data are only searched for markers. A function that meets
+ * anything unusual returns 0, and Pillow decodes the file or says what is wrong with it.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "jpeg.h"
 
-enum { LARGEST_DC = 16383 }; /* of differences summed up; 2047 in a sound file */
+enum { LARGEST_DC = 16383 }; /* a sum of DC differences; no more than 2047 in a sound file */
 
-/* Zeros behind a segment: more than a unit of four luma and two chroma blocks can read. */
+/* Zeros behind an entropy-coded segment: more bytes than the six blocks of one MCU can read. */
 enum { PADDING = 6 * BLOCK_SIZE * 4 + 16 };
 
-/* A block by jpeg_slot, and one place for what is beyond. Of vectors, which are cleared one by one:
- * compilers clear an array of this size with an instruction that takes longer than reading it. */
+/* A block ordered by jpeg_slot, and behind it one position that takes values which belong to no block.
+ * It consists of vectors, which are cleared one by one: compilers clear an array of this size with an
+ * instruction that takes longer than decoding the block. */
 enum { SHORTS = 16 };
 typedef int16_t Shorts __attribute__((vector_size(2 * SHORTS)));
 typedef union {
@@ -23,7 +24,7 @@ typedef union {
     int16_t value[BLOCK_SIZE + SHORTS];
 } Coefficients;
 
-/* Zigzag place -> jpeg_slot; what is beyond a block, BLOCK_SIZE. */
+/* By zigzag place: the position in memory (jpeg_slot), or BLOCK_SIZE for a place behind the block. */
 typedef struct {
     uint8_t of[2 * BLOCK_SIZE];
     JpegBlock *block;
@@ -39,19 +40,20 @@ static Slots slots_here(void) {
     return slots;
 }
 
-/* The bits of one segment: what stands between two restart markers, bytes that were stuffed after
- * 0xFF taken out, PADDING behind it. */
+/* The bits of one entropy-coded segment, which ends at a restart marker or at the end of the scan. The
+ * zero bytes that are stuffed after 0xFF have been removed, and PADDING follows. */
 typedef struct {
     uint64_t bits; /* the next bits, left-aligned, at least `count` of them */
     int count;
     const uint8_t *at, *start, *end;
-    const uint8_t *marker; /* what follows in the file */
+    const uint8_t *marker; /* the marker that ends the segment in the file */
 } Bits;
 
-/* Bits left in the segment; below 0 when zeros of the padding were read. */
-static ptrdiff_t left_over(const Bits *b) { return 8 * (b->end - b->at) + b->count; }
+/* How many bits of the segment have not been consumed; negative if zeros of the padding have. */
+static ptrdiff_t bits_remaining(const Bits *b) { return 8 * (b->end - b->at) + b->count; }
 
-/* At least 56 bits, without a branch; bits beyond `count` are or'ed to themselves. */
+/* Provides at least 56 bits without a branch. Bits beyond `count` may be there already: or'ing the
+ * same bits to them again changes nothing. */
 INLINE void refill(Bits *b) {
     const uint8_t *p = b->at;
     uint64_t next = (uint64_t)p[0] << 56 | (uint64_t)p[1] << 48 | (uint64_t)p[2] << 40 |
@@ -67,7 +69,7 @@ INLINE void consume(Bits *b, int count) {
     b->count -= count;
 }
 
-/* The segment at `from`, copied to `to`. */
+/* Copies the segment that begins at `from` to `to`. */
 static Bits segment(const uint8_t *from, const uint8_t *end, uint8_t *to) {
     Bits b = {.at = to, .start = to};
     for (;;) {
@@ -87,7 +89,7 @@ static Bits segment(const uint8_t *from, const uint8_t *end, uint8_t *to) {
     return b;
 }
 
-/* The symbol of a code longer than LOOK_BITS as its length << 8 | symbol, or -1. */
+/* The next code, which is longer than CODE_BITS, as its length << 8 | symbol; -1 if there is none. */
 static __attribute__((noinline)) int long_code(uint64_t bits, const Huffman *table) {
     int32_t next = (int32_t)(bits >> 48);
     int length = CODE_BITS + 1;
@@ -97,6 +99,7 @@ static __attribute__((noinline)) int long_code(uint64_t bits, const Huffman *tab
     return length << 8 | table->symbols[index & 255];
 }
 
+/* Consumes `count` bits and returns the value that they stand for (T.81, tables F.1 and F.2). */
 INLINE int value_of(Bits *b, int count) {
     if (count == 0) return 0;
     int value = (int)(b->bits >> (64 - count));
@@ -104,7 +107,7 @@ INLINE int value_of(Bits *b, int count) {
     return value < 1 << (count - 1) ? value - (1 << count) + 1 : value;
 }
 
-/* A symbol, consumed, or -1. */
+/* Consumes a code and returns its symbol, or -1 if no code begins with these bits. */
 INLINE int symbol_of(Bits *b, const Huffman *table) {
     int code = table->code[b->bits >> (64 - CODE_BITS)];
     if (!code) code = long_code(b->bits, table);
@@ -113,6 +116,7 @@ INLINE int symbol_of(Bits *b, const Huffman *table) {
     return code & 255;
 }
 
+/* Adds the next difference to `*dc`, which predicts it: the DC coefficient of the block before. */
 INLINE int read_dc(Bits *b, const Huffman *table, const int16_t *differences, int *dc) {
     int difference = differences[b->bits >> (64 - DC_BITS)];
     refill(b);
@@ -127,11 +131,11 @@ INLINE int read_dc(Bits *b, const Huffman *table, const int16_t *differences, in
     return *dc >= -LARGEST_DC && *dc <= LARGEST_DC;
 }
 
-/* What to do next in a block. */
+/* What follows a symbol in a block. */
 typedef enum { GO_ON, AT_END, ODD } Next;
 
-/* One symbol of AC, however long: moves `*place` to its coefficient, whose value is `*value`, or
- * over sixteen zeros. */
+/* Reads one AC symbol of any length: moves `*place` to its coefficient and sets `*value`, or moves
+ * `*place` over sixteen zeros. */
 INLINE Next read_one(Bits *b, const Huffman *table, int *place, int *value) {
     int symbol = symbol_of(b, table);
     if (symbol < 0) return ODD;
@@ -141,16 +145,17 @@ INLINE Next read_one(Bits *b, const Huffman *table, int *place, int *value) {
     return *place < BLOCK_SIZE ? GO_ON : ODD;
 }
 
-/* The AC coefficients, into `out`. Returns the place of the last, or -1 for what is odd. */
+/* Reads the AC coefficients of a block into `out`. Returns the place of the last, or -1. */
 INLINE int read_ac(Bits *b, const Huffman *table, const Step *steps, const uint8_t *slot,
                    int16_t *out) {
     int place = 0;
     while (place < BLOCK_SIZE - 1) {
-        /* looked up before the refill, which waits for less: at least 56 - 31 bits are there */
+        /* The step is looked up before the refill, so that the two do not wait for each other: at
+         * least 56 - 31 bits are there. */
         Step step = steps[b->bits >> (64 - LOOK_BITS)];
         refill(b);
         int last = place + (int)(step >> STEP_LAST & 255);
-        if (step && last < BLOCK_SIZE - 1) { /* so an END in it is this block's */
+        if (step && last < BLOCK_SIZE - 1) { /* a STEP_END behind place 63 would be the next block's */
             out[slot[place + (step >> STEP_FIRST & 255)]] = (int16_t)(step >> STEP_VALUE);
             out[slot[place + (step >> STEP_SECOND & 255)]] = (int16_t)(step >> STEP_VALUE2);
             place = last;
@@ -184,10 +189,11 @@ INLINE int read_block(Bits *b, const Component *c, const Slots *slots, int *dc,
     return 1;
 }
 
-/* Over the AC coefficients; 0 for what is odd. */
+/* Consumes the AC coefficients of a block. */
 INLINE int skip_ac(Bits *b, const Huffman *table, const Step *steps) {
     int place = 0;
     while (place < BLOCK_SIZE - 1) {
+        /* the lower half of a step holds all but the values */
         uint32_t step = (uint32_t)steps[b->bits >> (64 - LOOK_BITS)];
         refill(b);
         int last = place + (int)(step >> STEP_LAST);
@@ -204,14 +210,15 @@ INLINE int skip_ac(Bits *b, const Huffman *table, const Step *steps) {
     return 1;
 }
 
+/* The DC coefficient of a skipped block is needed, too: it predicts the next one. */
 INLINE int skip_block(Bits *b, const Component *c, int *dc) {
     return read_dc(b, c->dc, c->differences, dc) && skip_ac(b, c->ac, c->steps);
 }
 
-/* To the segment behind the next restart marker, which must be number `number`. */
+/* Goes on to the segment behind the next restart marker, which must have this number (modulo 8). */
 static int restart(Bits *b, int number, const uint8_t *end, uint8_t *buffer) {
-    ptrdiff_t left = left_over(b);
-    if (left < 0 || left >= 8 || end - b->marker < 2) return 0;
+    ptrdiff_t remaining = bits_remaining(b);
+    if (remaining < 0 || remaining >= 8 || end - b->marker < 2) return 0;
     if (b->marker[0] != 0xFF || b->marker[1] != 0xD0 + (number & 7)) return 0;
     *b = segment(b->marker + 2, end, buffer);
     return 1;
@@ -226,9 +233,10 @@ INLINE int is_in(Box box, int x, int y) {
     return x >= box.left && x < box.right && y >= box.top && y < box.bottom;
 }
 
-static int read_unit(Bits *bits, const Jpeg *jpeg, int column, int row, int dc[COMPONENTS],
-                     const Plane planes[COMPONENTS], const Slots *slots) {
-    Bits b = *bits;
+/* Reads one MCU: each component's blocks, in rows. */
+static int read_mcu(Bits *bits, const Jpeg *jpeg, int column, int row, int dc[COMPONENTS],
+                    const Plane planes[COMPONENTS], const Slots *slots) {
+    Bits b = *bits; /* a copy, which stays in registers */
     for (int i = 0; i < jpeg->count; i++) {
         const Component *c = &jpeg->component[i];
         const Plane *plane = &planes[i];
@@ -242,11 +250,11 @@ static int read_unit(Bits *bits, const Jpeg *jpeg, int column, int row, int dc[C
             }
     }
     *bits = b;
-    return left_over(&b) >= 0;
+    return bits_remaining(&b) >= 0;
 }
 
-/* Whether from `at` on nothing but bits and restart markers come before the end marker: whatever else
- * stands there may make Pillow refuse the file, wherever the part is. */
+/* Whether there are no markers but restart markers from `at` to the EOI marker. With any other, Pillow
+ * may refuse the file, and whether a file can be decoded must not depend on the part. */
 static int ends_plainly(const uint8_t *at, const uint8_t *end) {
     while ((at = memchr(at, 0xFF, (size_t)(end - at))) && end - at >= 2) {
         if (at[1] == 0xD9) return 1;
@@ -256,10 +264,11 @@ static int ends_plainly(const uint8_t *at, const uint8_t *end) {
     return 0;
 }
 
-static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS], uint8_t *buffer) {
+/* Reads all MCUs down to the last row that the planes need. */
+static int read_mcus(const Jpeg *jpeg, const Plane planes[COMPONENTS], uint8_t *buffer) {
     Bits bits = segment(jpeg->scan, jpeg->end, buffer);
     Slots slots = slots_here();
-    int dc[COMPONENTS] = {0}, left = jpeg->restart, restarts = 0;
+    int dc[COMPONENTS] = {0}, until_restart = jpeg->restart, restarts = 0;
     int h = jpeg->component[0].h;
     int columns = (jpeg->width + BLOCK_SIDE * h - 1) / (BLOCK_SIDE * h), rows = 0;
     for (int i = 0; i < jpeg->count; i++) {
@@ -268,18 +277,18 @@ static int read_units(const Jpeg *jpeg, const Plane planes[COMPONENTS], uint8_t 
     }
     for (int row = 0; row < rows; row++)
         for (int column = 0; column < columns; column++) {
-            if (jpeg->restart && left-- == 0) {
+            if (jpeg->restart && until_restart-- == 0) {
                 if (!restart(&bits, restarts++, jpeg->end, buffer)) return 0;
                 memset(dc, 0, sizeof dc);
-                left = jpeg->restart - 1;
+                until_restart = jpeg->restart - 1;
             }
-            if (!read_unit(&bits, jpeg, column, row, dc, planes, &slots)) return 0;
+            if (!read_mcu(&bits, jpeg, column, row, dc, planes, &slots)) return 0;
         }
     return ends_plainly(bits.marker, jpeg->end);
 }
 
-/* The blocks of a component that the pixels of `part` depend on: for chroma that is sampled more
- * coarsely one more sample on every side. */
+/* The blocks of a component that the pixels of `part` depend on. A subsampled component needs one more
+ * sample on every side, for the triangle filter that upsamples it. */
 static Box blocks_of(Box part, int h, int v, int width, int height) {
     int x = h > 1, y = v > 1;
     Box samples = {part.left / h - x, part.top / v - y, (part.right - 1) / h + x,
@@ -325,7 +334,7 @@ int jpeg_decode(const uint8_t *data, size_t size, Box part, uint8_t *out) {
         int h = jpeg->component[0].h, v = jpeg->component[0].v;
         for (int i = 0; ok && i < jpeg->count; i++)
             ok = make_plane(&planes[i], part, i ? h : 1, i ? v : 1, jpeg->width, jpeg->height);
-        ok = ok && read_units(jpeg, planes, buffer) && jpeg_pixels(planes, jpeg->count, h, v, part, out);
+        ok = ok && read_mcus(jpeg, planes, buffer) && jpeg_pixels(planes, jpeg->count, h, v, part, out);
     }
     for (int i = 0; i < COMPONENTS; i++) free(planes[i].samples);
     free(buffer);

@@ -1,10 +1,11 @@
-/* A block's coefficients -> 8 x 8 samples: libjpeg's accurate inverse DCT (Loeffler, Ligtenberg and
- * Moschytz 1989), in its integers.
+/* A block's coefficients -> 8 x 8 samples, by the integers of libjpeg's accurate inverse DCT
+ * ("islow"; Loeffler, Ligtenberg and Moschytz 1989).
  *
- * Sums are written out as products of inputs and constants: without rounding between them they are
- * the same integers, and a processor sums products of neighbours in one step. Hence the order of the
- * coefficients in memory (jpeg_slot): rows y and y + 4 side by side, columns 0 4 1 5 2 6 3 7, which
- * is also the order in which the first pass leaves them for the second.
+ * libjpeg adds before it multiplies. Here each sum is written out as products of inputs and constants:
+ * nothing is rounded in between, so these are the same integers, and a processor sums the products of
+ * neighbours in one instruction. Hence the order of the coefficients in memory (jpeg_slot): rows y and
+ * y + 4 side by side, columns 0 4 1 5 2 6 3 7. The first pass leaves its results in the same order for
+ * the second.
  */
 #include <string.h>
 
@@ -18,7 +19,8 @@ enum { C0298 = 2446, C0390 = 3196, C0541 = 4433, C0765 = 6270, C0899 = 7373, C11
        C1501 = 12299, C1847 = 15137, C1961 = 16069, C2053 = 16819, C2562 = 20995, C3072 = 25172 };
 enum { CONSTANT_BITS = 13, PASS_BITS = 2, ONE = 1 << CONSTANT_BITS };
 
-/* Weights of (v0, v4), (v2, v6) in the even half's sums, of (v1, v5), (v3, v7) in the odd half's. */
+/* The weights of (v0, v4) and (v2, v6) in the sums of the even half, and of (v1, v5) and (v3, v7) in
+ * those of the odd half. */
 enum { PAIRS = 4, SUMS = 4 };
 static const int16_t even_weights[SUMS][2] = {
     {ONE, ONE}, {ONE, -ONE}, {C0541, C0541 - C1847}, {C0541 + C0765, C0541}};
@@ -33,7 +35,7 @@ int jpeg_slot(int y, int x) {
     return (pair_of[y % PAIRS] * BLOCK_SIDE + lane_of[x]) * 2 + y / PAIRS;
 }
 
-/* One dimension, eight transforms side by side; rounds off `shift` bits. */
+/* Eight transforms of one dimension side by side; the results are rounded by `shift` bits. */
 INLINE void transform(Row v[BLOCK_SIDE], int shift) {
     Row even[SUMS], odd[SUMS];
     for (int i = 0; i < SUMS; i++) {

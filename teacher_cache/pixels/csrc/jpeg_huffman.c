@@ -1,4 +1,4 @@
-/* Huffman tables that decode more than a symbol at a time. ITU-T T.81, annexes C and F. */
+/* Huffman tables that decode more than one symbol at a time (ITU-T T.81, annexes C and F). */
 #include <string.h>
 
 #include "jpeg.h"
@@ -12,7 +12,8 @@ int jpeg_huffman(Huffman *table, const uint8_t counts[16], const uint8_t *symbol
     for (int length = 1; length <= 16; length++, code <<= 1) {
         table->offset[length] = next - code;
         for (int i = 0; i < table->counts[length - 1]; i++, code++, next++) {
-            if (next == 256 || code >= (1 << length) - 1) return 0; /* too many, or the code of all ones */
+            /* too many codes, or the code of all ones, which T.81 reserves */
+            if (next == 256 || code >= (1 << length) - 1) return 0;
             if (is_dc && symbols[next] > MOST_DC_BITS) return 0;
             table->symbols[next] = symbols[next];
             int spare = CODE_BITS - length;
@@ -26,11 +27,12 @@ int jpeg_huffman(Huffman *table, const uint8_t counts[16], const uint8_t *symbol
     return 1;
 }
 
-/* A symbol of AC whose code and value fit into LOOK_BITS: 6 bits how many bits they are, STEP_END, in
- * 8 bits the places from the last coefficient to this one (or over sixteen zeros), and the value. */
+/* One AC symbol whose code and value fit into LOOK_BITS, packed from the lowest bit on: in 6 bits, how
+ * many bits code and value have; STEP_END; in 8 bits, the number of places from the last coefficient to
+ * this one, or 16 for sixteen zeros; the value. */
 enum { PLACES = 8, VALUE = 16 };
 
-/* What `size` extra bits stand for (T.81, tables F.1 and F.2). */
+/* The value that `size` bits behind a code stand for (T.81, tables F.1 and F.2). */
 static int meant(int bits, int size) { return bits < 1 << (size - 1) ? bits - (1 << size) + 1 : bits; }
 
 static void fill(uint32_t *at, int count, uint32_t with) {
@@ -55,7 +57,7 @@ static void singles_of(const Huffman *table, uint32_t single[1 << LOOK_BITS]) {
         }
 }
 
-/* What comes after the first `bits` of `next`. */
+/* The entry for the bits of `next` that follow the first `bits`; the missing ones count as 0. */
 INLINE uint32_t behind(const uint32_t *table, uint32_t next, uint32_t bits) {
     return table[next << bits & ((1u << LOOK_BITS) - 1)];
 }

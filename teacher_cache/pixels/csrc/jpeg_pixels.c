@@ -1,4 +1,5 @@
-/* Samples -> pixels, in libjpeg's integers: its triangle filter for chroma, its YCbCr of JFIF. */
+/* Samples -> pixels in libjpeg's integer arithmetic: its triangle filter upsamples chroma ("fancy
+ * upsampling"), and JFIF's YCbCr becomes RGB. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,8 +25,8 @@ HOT static void rgb_plain(const uint8_t *restrict luma, const uint8_t *restrict 
 #ifdef AVX2
 enum { PIXELS = 16 }; /* at once */
 
-/* (x * factor + 2^15) >> 16, of factors below 2^15: half is added after twice the product was cut,
- * which comes to the same. */
+/* (x * factor + 2^15) >> 16 for factors below 2^15. The multiplication cuts off 16 bits of twice the
+ * product; adding 1 and halving then rounds as if 2^15 had been added before. */
 AVX2 INLINE __m256i scaled(__m256i x, int16_t factor) {
     __m256i twice = _mm256_mulhi_epi16(_mm256_add_epi16(x, x), _mm256_set1_epi16(factor));
     return _mm256_srai_epi16(_mm256_add_epi16(twice, _mm256_set1_epi16(1)), 1);
@@ -35,7 +36,7 @@ AVX2 INLINE __m256i widened(const uint8_t *levels) {
     return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)levels));
 }
 
-/* What fits into 16 bits of each factor is multiplied, the rest added. */
+/* The same in 16 bits: whole parts of each factor are added, and only its fraction multiplied. */
 AVX2 static void rgb_avx2(const uint8_t *luma, const uint8_t *blue, const uint8_t *red, int width,
                           uint8_t *out) {
     const __m256i middle = _mm256_set1_epi16(128), half = _mm256_set1_epi32(ONE / 2);
@@ -85,12 +86,13 @@ static Rgb *rgb_here(void) {
     return rgb_plain;
 }
 
-/* 3/4 of the nearer row and 1/4 of the other, times 4; with one row alone: that row. */
+/* Four times the mean of two rows in which the nearer one counts 3/4. */
 HOT static void weigh_rows(const uint8_t *near, const uint8_t *far, int count, int16_t *out) {
     for (int i = 0; i < count; i++) out[i] = (int16_t)(near[i] * 3 + far[i]);
 }
 
-/* Each sample becomes two, 3/4 of the nearer and 1/4 of the next, halves rounded alternately. */
+/* Each sample becomes two, of 3/4 of it and 1/4 of its left or right neighbour. The roundings `even`
+ * and `odd` differ, as in libjpeg, so that levels do not drift in one direction. */
 HOT static void widen(const int16_t *restrict sums, int count, int even, int odd, int shift,
                       uint8_t *restrict out) {
     for (int i = 0; i < count; i++) {
@@ -106,8 +108,8 @@ static const uint8_t *row_of(const Plane *plane, int y) {
     return plane->samples + (ptrdiff_t)(y - plane->blocks.top * BLOCK_SIDE) * plane->stride;
 }
 
-/* Row y of a component that is sampled h x v times as coarsely, for pixels [left, right): returns
- * where they start. `sums` and `wide` are scratch. */
+/* Row y, at full resolution and for the columns of `part`, of a component that is subsampled h x v.
+ * Returns where it begins; `sums` and `wide` are scratch memory. */
 static const uint8_t *upsampled(const Plane *plane, int h, int v, int y, Box part, int16_t *sums,
                                 uint8_t *wide) {
     int origin = plane->blocks.left * BLOCK_SIDE;

@@ -1,8 +1,8 @@
 /* What the files of teacher_cache.pixels._native share.
  *
- * Every function gives the very bytes that Pillow gives: same integers, same order of the few
- * floating-point operations, no fused multiply-add (the build says -ffp-contract=off). Pixels are
- * uint8, red, green, blue, [height][width][3] without gaps.
+ * Every function gives the very bytes that Pillow gives: it computes with the same integers, does the
+ * few floating-point operations in the same order, and uses no fused multiply-add (the build says
+ * -ffp-contract=off). Pixels are uint8: red, green, blue, [height][width][3] without gaps.
  */
 #ifndef RETORT_NATIVE_H
 #define RETORT_NATIVE_H
@@ -13,8 +13,8 @@
 #include <immintrin.h>
 #endif
 
-/* Hot functions are compiled twice where the loader can choose by processor: plain and AVX2. The
- * hottest are written twice. */
+/* Where the dynamic loader can choose by processor, hot functions are compiled twice, plain and for
+ * AVX2. The hottest are also written twice. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(RETORT_PLAIN)
 #define HOT __attribute__((target_clones("avx2", "default")))
 #define AVX2 __attribute__((target("avx2")))
@@ -23,7 +23,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { CHANNELS = 3, SLACK = 16 }; /* SLACK: bytes that vector loads may read past a buffer */
+enum { CHANNELS = 3, SLACK = 16 }; /* SLACK: how many bytes behind a buffer vector loads may read */
 
 typedef struct {
     int left, top, right, bottom;
@@ -49,7 +49,7 @@ int sharpness(uint8_t *pixels, int width, int height, float factor);
 void autocontrast(uint8_t *pixels, size_t count);
 void equalize(uint8_t *pixels, size_t count);
 
-/* jpeg.c: a plain baseline JPEG, or 0: whatever is not plain is left to Pillow */
+/* jpeg.c: 1 for a baseline JPEG without anything unusual; 0 for any other, which Pillow decodes */
 typedef struct Jpeg Jpeg;
 int jpeg_size(const uint8_t *data, size_t size, int *width, int *height);
 int jpeg_decode(const uint8_t *data, size_t size, Box part, uint8_t *out);

@@ -1,4 +1,4 @@
-/* Between an axis' weights (resize_axis.c) and the passes that apply them (resize.c). */
+/* The weights of one axis, computed by resize_axis.c and applied by the passes of resize.c. */
 #ifndef RETORT_RESIZE_H
 #define RETORT_RESIZE_H
 

@@ -17,7 +17,7 @@ static double filter_weight(int filter, double x) {
     return 0.0;
 }
 
-/* What an output position looks at: [first, last). */
+/* The input positions that an output position depends on: [first, last). */
 typedef struct {
     int first, last;
 } Window;

@@ -100,7 +100,7 @@ HOT static void smooth(const uint8_t *in, ptrdiff_t stride, uint8_t *out, size_t
 }
 
 int sharpness(uint8_t *pixels, int width, int height, float factor) {
-    if (width < 3 || height < 3) return 0; /* all edge: blended with itself */
+    if (width < 3 || height < 3) return 0; /* Pillow's filter leaves edges as they are: all is edge */
     size_t stride = (size_t)width * CHANNELS, inner = stride - 2 * CHANNELS;
     uint8_t *copy = malloc(stride * (size_t)height), *row = malloc(inner);
     if (copy && row) {
@@ -163,7 +163,7 @@ static void equalized(const uint32_t histogram[LEVELS], uint8_t table[LEVELS]) {
         sum += histogram[i];
         last = histogram[i] ? histogram[i] : last;
     }
-    /* all of one level, or too few pixels: as it is */
+    /* a channel of one level, or of too few pixels, stays as it is */
     uint64_t step = (sum - last) / 255, n = step / 2;
     for (int i = 0; i < LEVELS; i++) {
         uint64_t level = step ? n / step : (uint64_t)i;
@@ -173,7 +173,8 @@ static void equalized(const uint32_t histogram[LEVELS], uint8_t table[LEVELS]) {
 }
 
 void equalize(uint8_t *pixels, size_t count) {
-    uint32_t histogram[2][CHANNELS][LEVELS]; /* two, so that neighbours do not wait for each other */
+    /* two histograms, so that equal levels of neighbouring pixels do not wait for each other */
+    uint32_t histogram[2][CHANNELS][LEVELS];
     uint8_t table[CHANNELS][LEVELS];
     memset(histogram, 0, sizeof histogram);
     for (size_t i = 0; i < count; i++)

@@ -46,7 +46,8 @@ def test_the_plain_build_passes_the_engines_tests(tmp_path):
     assert done.stdout.startswith(str(tmp_path))
     assert done.stdout.endswith("True\n")
     tests = [
-        REPOSITORY / "tests/teacher_cache" / name for name in ("test_engine.py", "test_ops.py")
+        REPOSITORY / "tests/teacher_cache/pixels" / name
+        for name in ("test_engine.py", "test_ops.py")
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *tests],
