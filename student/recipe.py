@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from student.loss import Tail
-from student.models.reparam import ReparamSpec
+from teacher_cache.networks.reparam import ReparamSpec
 from teacher_cache.recipes.document import PositiveInt, Section
 from teacher_cache.recipes.model_arguments import PlainArguments, StudentArguments, StudentName
 from teacher_cache.views.policy import ViewPolicy

@@ -14,9 +14,9 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from student.models.branches import Folded
-from student.models.reparam import ReparamSpec, expand
 from teacher_cache.errors import UserError
+from teacher_cache.networks.branches import Folded
+from teacher_cache.networks.reparam import ReparamSpec, expand
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def build_student(
     Weights are drawn from torch's global generator: seed it before. A timm `ghostnetv3_*` comes in
     timm's own training form where `reparam` leaves it alone or asks for what it is (three
     branches, 1x1, identity); any other `reparam` makes the same network by surgery on GhostNetV2.
-    Either way `student.models.reparam.fold` gives timm's deployed form, and dropout is 0 unless
+    Either way `teacher_cache.networks.reparam.fold` gives timm's deployed form, and dropout is 0 unless
     `kwargs` says otherwise (timm's default is 0.2, the paper's code has none).
 
     Args:

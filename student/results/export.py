@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from student.models.latency import latencies_ms
-from student.models.reparam import fold, is_expanded
 from student.models.size import parameter_count
 from student.results.card import model_card
 from student.results.onnx_file import onnx_bytes, onnx_difference, require_onnx
@@ -22,6 +21,7 @@ from student.runs.run import Run
 from student.runs.weights import Weights, network_of, saved_state, standing
 from teacher_cache.durable import write_all
 from teacher_cache.errors import UserError
+from teacher_cache.networks.reparam import fold, is_expanded
 from teacher_cache.teacher.normalize import Normalization
 
 TOLERANCE = 1e-4

@@ -7,7 +7,7 @@ from torch import nn
 from student.models.build import build_student
 from student.runs.checkpoint import Checkpoint, load_checkpoint
 from student.runs.run import Run
-from teacher_cache.teacher.weights import load_weights
+from teacher_cache.networks.weights import load_weights
 
 
 class Weights(StrEnum):

@@ -2,6 +2,5 @@
 
 networks    `Teacher`: one network or several; logits of batches padded to one size
 answers     from logits to top-k records
-weights     state dicts, read and fitted to a network
 normalize   from pixels to a network's input
 """

@@ -17,9 +17,9 @@ from torch.backends import cudnn
 from torch.nn.functional import pad
 
 from teacher_cache.errors import UserError
+from teacher_cache.networks.weights import WeightsError, load_weights, read_weights
 from teacher_cache.recipes.cache_recipe import Precision, TeacherMember, TeacherSection
 from teacher_cache.teacher.normalize import Normalization
-from teacher_cache.teacher.weights import WeightsError, load_weights, read_weights
 
 
 class TeacherError(UserError):

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from student.models.build import UnknownModel, build_student
-from student.models.reparam import ReparamSpec, expand, fold, is_expanded
 from student.recipe import StudentRecipe
 from teacher_cache.errors import UserError
+from teacher_cache.networks.reparam import ReparamSpec, expand, fold, is_expanded
 from teacher_cache.recipes.document import load_recipe
 
 PLAIN = ReparamSpec()

@@ -16,7 +16,6 @@ from torch import nn
 
 from student.data.training_data import plain_data, replayed_data
 from student.models.build import build_student
-from student.models.reparam import ReparamSpec, fold
 from student.recipe import StudentRecipe
 from student.results.export import ExportError, export
 from student.results.onnx_file import OnnxError, onnx_bytes
@@ -25,8 +24,9 @@ from student.training.start import start_or_continue
 from student.training.train import train
 from teacher_cache.durable import write_all
 from teacher_cache.images.index import index_images, rebase
+from teacher_cache.networks.reparam import ReparamSpec, fold
+from teacher_cache.networks.weights import WeightsError, load_weights, read_weights
 from teacher_cache.recipes.document import parse_recipe
-from teacher_cache.teacher.weights import WeightsError, load_weights, read_weights
 
 ONNX_MISSING = "onnx, onnxscript or onnxruntime is not installed: pip install 'retort[export]'"
 

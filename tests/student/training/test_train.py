@@ -34,12 +34,12 @@ from teacher_cache.errors import (
     ReplayRefused,
 )
 from teacher_cache.images.index import ImagesError, index_images, rebase
+from teacher_cache.networks.weights import WeightsError
 from teacher_cache.recipes.document import parse_recipe
 from teacher_cache.record import TopK
 from teacher_cache.storage.disk import Disk
 from teacher_cache.storage.ledger import BlockId
 from teacher_cache.teacher.networks import weights_sha256
-from teacher_cache.teacher.weights import WeightsError
 
 
 def recipe_of(**changes):

@@ -21,10 +21,10 @@ from pydantic import BaseModel, field_validator, model_validator
 from timm.models.ghostnet import GhostBottleneckV3, GhostModuleV3
 from torch import Tensor, nn
 
-from student.models import branch_init
-from student.models.branches import Branches, Folded, SumNorm
-from student.models.conv_norm_pairs import find_pairs
 from teacher_cache.errors import UserError
+from teacher_cache.networks import branch_init
+from teacher_cache.networks.branches import Branches, Folded, SumNorm
+from teacher_cache.networks.conv_norm_pairs import find_pairs
 
 
 class ReparamError(UserError):
