@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from teacher_cache.errors import UserError
 from teacher_cache.networks.branches import Folded
-from teacher_cache.networks.reparam import ReparamSpec, expand
+from teacher_cache.networks.reparam import ReparamSpec, expand, is_reparameterized_by_timm
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def build_student(
     Weights are drawn from torch's global generator: seed it before. A timm `ghostnetv3_*` comes in
     timm's own training form where `reparam` leaves it alone or asks for what it is (three
     branches, 1x1, identity); any other `reparam` makes the same network by surgery on GhostNetV2.
-    Either way `teacher_cache.networks.reparam.fold` gives timm's deployed form, and dropout is 0 unless
-    `kwargs` says otherwise (timm's default is 0.2, the paper's code has none).
+    Either way `teacher_cache.networks.reparam.fold` gives timm's deployed form, and dropout is 0
+    unless `kwargs` says otherwise (timm's default is 0.2, the paper's code has none).
 
     Args:
         name: a timm name, or `torchvision/` and a torchvision classifier's.
@@ -94,18 +94,16 @@ def plain_source(
         image_size: the side of the square inputs in pixels.
         kwargs: passed to the model's constructor.
     """
-    arguments = {
-        "num_classes": num_classes,
-        **_size_argument(name, image_size),
-        **{key: value for key, value in kwargs.items() if key != "pretrained"},
-    }
+    plain = {key: value for key, value in kwargs.items() if key != "pretrained"}
+    plain = {**_size_argument(name, image_size), **plain}
+    arguments = {"num_classes": num_classes, **plain}
     library, make, architecture = "timm", "timm.create_model", name
     if name.startswith(TORCHVISION):
         library, make = "torchvision", "torchvision.models.get_model"
         architecture = name.removeprefix(TORCHVISION)
     spelled = "".join(f", {key}={value!r}" for key, value in arguments.items())
     call = f"{make}({architecture!r}{spelled})"
-    if name.startswith("ghostnetv3_"):
+    if library == "timm" and is_reparameterized_by_timm(_construct(name, num_classes, plain)):
         call = f"timm.utils.reparameterize_model({call})"
     return f"import {library}", call
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from student.models.build import UnknownModel, build_student
+from student.models.build import UnknownModel, build_student, plain_source
 from student.recipe import StudentRecipe
 from teacher_cache.errors import UserError
 from teacher_cache.networks.reparam import ReparamSpec, expand, fold, is_expanded
@@ -98,6 +98,19 @@ def test_plain_timm_and_torchvision_open_folded_students_in_a_fresh_process(
     logits = load_file(tmp_path / "logits.safetensors")
     for name, student_logits in expected.items():
         assert_same(logits[name], student_logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "deploys"),
+    [("mobileone_s0", True), ("ghostnetv3_050", True), ("mobilenetv2_050", False)],
+)
+def test_the_source_of_a_folded_network_opens_what_fold_makes(name: str, deploys: bool) -> None:
+    torch.manual_seed(0)
+    folded = fold(build(name))
+    imports, call = plain_source(name, num_classes=10, image_size=64, kwargs={})
+    assert call.startswith("timm.utils.reparameterize_model(") is deploys
+    opened = eval(call, {imports.removeprefix("import "): timm})
+    opened.load_state_dict(folded.state_dict(), strict=True)
 
 
 def test_ghostnetv3_left_alone_or_with_three_branches_is_timms_own() -> None:
