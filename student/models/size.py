@@ -21,7 +21,7 @@ def multiply_adds(network: nn.Module, *, size: int) -> int:
     image = torch.zeros(1, 3, size, size)
     # attention as matrix products: torch 2.11 does not count its fused form on the CPU
     plain = sdpa_kernel(SDPBackend.MATH)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode(), plain:
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
         network.eval()(image)
     network.train(was_training)
     return int(counter.get_total_flops()) // 2

@@ -1,6 +1,8 @@
 """Networks of timm and torchvision, whoever learns or teaches with them.
 
-weights           state dicts, read and fitted to a network
+libraries         a network by its name
+checkpoints       state dicts out of files
+weights           state dicts fitted to a network
 reparam           `expand` and `fold`: re-parameterization by surgery
 branches          a convolution's parallel branches
 branch_init       what new branches begin with

@@ -18,11 +18,14 @@ class TeacherMember(Section):
     """A network that gives targets, and from where its weights come."""
 
     model: ModelName
-    """Any timm model name."""
+    """Any timm model name, or `torchvision/NAME`."""
     pretrained: bool = True
-    """Fetch timm's weights; false: random weights from `seed`, one class per data class."""
+    """Fetch the library's weights; false: random weights from `seed`, one class per data class."""
     checkpoint: Path | None = None
-    """Local weights instead: safetensors, or a state dict readable with `weights_only=True`."""
+    """Local weights instead: safetensors, or a state dict readable with `weights_only=True`, in
+    whatever form trainers save it (`teacher_cache/networks/checkpoints.py`)."""
+    use_ema: bool = True
+    """Of a checkpoint that holds both, take the moving average; false: the weights as trained."""
     seed: int = 0
     kwargs: ModelArguments = Field(default_factory=dict)
     """Passed through to `timm.create_model`: arguments of the architecture alone."""

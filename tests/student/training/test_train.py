@@ -34,7 +34,7 @@ from teacher_cache.errors import (
     ReplayRefused,
 )
 from teacher_cache.images.index import ImagesError, index_images, rebase
-from teacher_cache.networks.weights import WeightsError
+from teacher_cache.networks.checkpoints import WeightsError
 from teacher_cache.recipes.document import parse_recipe
 from teacher_cache.record import TopK
 from teacher_cache.storage.disk import Disk
