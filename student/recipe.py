@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from student.loss import Tail
 from teacher_cache.networks.reparam import ReparamSpec
-from teacher_cache.recipes.document import PositiveInt, Section
+from teacher_cache.recipes.document import PositiveInt, Section, Temperature
 from teacher_cache.recipes.model_arguments import ModelName, PlainArguments, StudentArguments
 from teacher_cache.views.policy import ViewPolicy
 
@@ -44,7 +44,7 @@ class DistillSection(Section):
     """L = (1 - alpha) CE + alpha tau^2 KL (eq. 3 and 4)."""
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     tail: Tail = Tail.BUCKET
 
 

@@ -21,6 +21,7 @@ from teacher_cache.networks.libraries import (
     GHOSTNETV3,
     TORCHVISION,
     construct,
+    default_arguments,
     ghostnetv2_of,
     is_known,
     similar_names,
@@ -81,13 +82,13 @@ def build_student(
         WeightsError: a checkpoint that cannot be read, or is another network's.
     """
     example = torch.zeros(1, 3, image_size, image_size)
-    _require_that_branches_keep(reparam, name, kwargs, checkpoint)
     folded = Folded.CONV_BN
     if name.startswith(GHOSTNETV3):
         name, kwargs, reparam = _ghostnetv3(name, {"drop_rate": 0.0, **kwargs}, reparam)
         folded = Folded.CONV_BIAS
     elif name.startswith(("ghostnet_", "ghostnetv2_")):
         reparam = _at_three_places(reparam)
+    _require_that_branches_keep(reparam, kwargs, checkpoint)
     kwargs = {**_size_argument(name, image_size), **kwargs}
     model = _construct(name, num_classes, kwargs)
     _try(model, example, name=name, num_classes=num_classes)
@@ -152,7 +153,11 @@ def plain_source(
         image_size: the side of the square inputs in pixels.
         kwargs: passed to the model's constructor.
     """
-    plain = {**_size_argument(name, image_size), **without_start(kwargs)}
+    plain = {
+        **default_arguments(name),
+        **_size_argument(name, image_size),
+        **without_start(kwargs),
+    }
     arguments = {"num_classes": num_classes, **plain}
     library, make, architecture = "timm", "timm.create_model", name
     if name.startswith(TORCHVISION):
@@ -166,13 +171,12 @@ def plain_source(
 
 
 def _require_that_branches_keep(
-    reparam: ReparamSpec, name: str, kwargs: Mapping[str, Any], checkpoint: Path | None
+    reparam: ReparamSpec, kwargs: Mapping[str, Any], checkpoint: Path | None
 ) -> None:
     """Branches that are drawn anew would end what pretrained weights compute."""
     if checkpoint is None and not kwargs.get("pretrained"):
         return
-    is_timms_own = name.startswith(GHOSTNETV3) and reparam == TIMMS_GHOSTNETV3
-    if reparam.branches is not None and reparam.init == "independent" and not is_timms_own:
+    if reparam.branches is not None and reparam.init == "independent":
         start = "student.kwargs.pretrained" if checkpoint is None else "student.checkpoint"
         raise ModelError(
             f"got reparam.init = 'independent' with {start}, expected 'warm_start': branches that "
@@ -266,6 +270,15 @@ def _construct(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn.Mod
         raise ModelError(
             f"{name} cannot be built with student.kwargs ({given}), expected arguments of its "
             f"constructor: {error}"
+        ) from error
+    except Exception as error:  # hubs and networks have no common type of error
+        if not pretrained:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise ModelError(
+            f"student.kwargs.pretrained = true, and the weights of {name} could not be fetched "
+            f"({type(error).__name__}: {reason}): check the network or the hub's cache, or name a "
+            "local student.checkpoint"
         ) from error
 
 

@@ -50,10 +50,15 @@ def construct(name: str, kwargs: Mapping[str, Any], *, pretrained: bool = False)
     if pretrained:
         network = torchvision.models.get_model(architecture, weights="DEFAULT", **kwargs)
         return network
-    if architecture in _WITH_AUXILIARY_OUTPUTS:
-        kwargs = {"aux_logits": False, "init_weights": True, **kwargs}
-    network = torchvision.models.get_model(architecture, **kwargs)
+    network = torchvision.models.get_model(architecture, **{**default_arguments(name), **kwargs})
     return network
+
+
+def default_arguments(name: str) -> dict[str, Any]:
+    """What a network without pretrained weights is told besides what the user says."""
+    if name.removeprefix(TORCHVISION) in _WITH_AUXILIARY_OUTPUTS and name.startswith(TORCHVISION):
+        return {"aux_logits": False, "init_weights": True}
+    return {}
 
 
 def ghostnetv2_of(name: str) -> tuple[str, dict[str, Any]]:

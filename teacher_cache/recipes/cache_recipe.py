@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from teacher_cache.recipes.document import PositiveInt, Section, digest_of
+from teacher_cache.recipes.document import PositiveInt, Section, Temperature, digest_of
 from teacher_cache.recipes.model_arguments import ModelArguments, ModelName
 from teacher_cache.record import Encoding
 from teacher_cache.views.policy import ViewPolicy
@@ -75,7 +75,7 @@ class TopKSection(Section):
     """What is kept of the teacher's logits."""
 
     k: PositiveInt = 20
-    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (1.0, 2.0, 4.0)
+    temperatures: tuple[Temperature, ...] = (1.0, 2.0, 4.0)
     """The temperatures at which the tail's log-mass is stored; training may use any of them."""
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from student.models.build import UnknownModel, build_student, plain_source
 from student.recipe import StudentRecipe
 from teacher_cache.errors import UserError
+from teacher_cache.networks.branches import Branches
 from teacher_cache.networks.reparam import ReparamSpec, expand, fold, is_expanded
 from teacher_cache.recipes.document import load_recipe
 
@@ -154,6 +155,25 @@ def test_ghostnetv3_by_surgery_is_the_network_that_timm_builds() -> None:
     deployed.load_state_dict(folded.state_dict(), strict=True)
     with torch.no_grad():
         assert_same(deployed.eval()(images()), by_surgery(images()))
+
+
+@pytest.mark.parametrize("name", ["ghostnetv2_100", "ghostnet_050"])
+def test_other_ghostnets_get_branches_at_the_papers_three_places_too(name: str) -> None:
+    """As `--set student.model=ghostnetv2_100` on GhostNetV3's recipe asks."""
+
+    def expanded(**spec: object) -> set[str]:
+        student = build(name, reparam=ReparamSpec.model_validate({"branches": 3, **spec}))
+        return {part for part, module in student.named_modules() if isinstance(module, Branches)}
+
+    three = expanded()
+    places = ("primary_conv", "cheap_operation", "conv_dw")
+    assert all(any(place in part for place in places) for part in three)
+    assert expanded(select=places) == three < expanded(select=("*",))
+
+
+def test_ghostnetv2_in_training_is_as_large_as_timms_ghostnetv3() -> None:
+    student = build("ghostnetv2_100", num_classes=1000, reparam=ReparamSpec(branches=3))
+    assert size_of(student) == size_of(timm.create_model("ghostnetv3_100"))
 
 
 def test_ghostnetv3_has_no_dropout_unless_it_is_asked_for() -> None:
