@@ -1,4 +1,4 @@
-"""The training loop of GhostNetV3 (arXiv 2404.11202, sec. 4.1): LAMB, cosine, EMA, KD.
+"""The training loop of GhostNetV3 (arXiv 2404.11202, sec. 5): LAMB, cosine, EMA, KD.
 
 for each step:  lr <- cosine(step);  L = (1 - alpha) CE + alpha tau^2 KL over micro-batches;
                 optimizer step;  EMA
