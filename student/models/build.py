@@ -4,7 +4,6 @@ Names: timm's (`mobilenetv2_100`, `deit_tiny_patch16_224`), or torchvision's aft
 (`torchvision/shufflenet_v2_x1_0`).
 """
 
-import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from teacher_cache.errors import UserError
+from student.models.trial import ModelError, require_classifier
 from teacher_cache.networks.branches import Folded
 from teacher_cache.networks.checkpoints import read_checkpoint
 from teacher_cache.networks.libraries import (
@@ -37,10 +36,6 @@ GHOSTNETV3_SELECT = ("primary_conv", "cheap_operation", "conv_dw")
 
 TIMMS_GHOSTNETV3 = ReparamSpec(branches=3)
 """What timm's `ghostnetv3_*` are in training: three branches, 1x1, identity."""
-
-
-class ModelError(UserError):
-    """A student that cannot be built as asked."""
 
 
 class UnknownModel(ModelError):
@@ -91,7 +86,7 @@ def build_student(
     _require_that_branches_keep(reparam, kwargs, checkpoint)
     kwargs = {**_size_argument(name, image_size), **kwargs}
     model = _construct(name, num_classes, kwargs)
-    _try(model, example, name=name, num_classes=num_classes)
+    require_classifier(model, example, name=name, num_classes=num_classes)
     if checkpoint is not None:
         state = read_checkpoint(checkpoint, use_ema=use_ema)
         _start_from(model, name, kwargs, state, source=f"student.checkpoint {checkpoint}")
@@ -109,37 +104,6 @@ def build_student(
 def without_start(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a network that is given its weights, and fetches none."""
     return {key: value for key, value in kwargs.items() if key != "pretrained"}
-
-
-def require_trainable(model: nn.Module, name: str, *, image_size: int, rows: int) -> None:
-    """One pass in train mode over a copy, so that what cannot be trained fails before an epoch.
-
-    Args:
-        model: on the CPU; neither it nor torch's random state is changed.
-        name: what to call it.
-        image_size: pixels a side.
-        rows: images of a forward pass; two stand for all larger numbers.
-
-    Raises:
-        ModelError: BatchNorm cannot normalise a single image, or the output is not logits alone.
-    """
-    images = torch.zeros(min(rows, 2), 3, image_size, image_size)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
-            output = copy.deepcopy(model).train()(images)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ModelError(
-                f"{name} at {image_size} px cannot be trained on one image a forward pass, of "
-                "which BatchNorm has no variance, expected 2 or more: raise optimizer.micro_batch "
-                "or optimizer.batch_size, or start fewer ranks"
-            ) from None
-    if not isinstance(output, Tensor):
-        raise ModelError(
-            f"{name} answers with a {type(output).__name__} in training, expected logits alone: "
-            "leave aux_logits and the like out of student.kwargs"
-        )
 
 
 def plain_source(
@@ -287,25 +251,3 @@ def _unknown(name: str) -> str:
         f"no model is called {name!r}, expected a timm name or 'torchvision/' and a torchvision "
         f"classifier's: did you mean {' or '.join(similar_names(name)[:3])}?"
     )
-
-
-def _try(model: nn.Module, example: Tensor, *, name: str, num_classes: int) -> None:
-    """One pass in eval mode, so that a size that cannot work fails now and not in training."""
-    size = example.shape[-1]
-    try:
-        with torch.no_grad():
-            output = model.eval()(example)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ModelError(
-            f"{name} does not run on RGB images of {size} px: choose a larger size "
-            "(GhostNetV2 and V3 need more than 32), other student.kwargs or another model "
-            f"({error})"
-        ) from error
-    finally:
-        model.train()
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (1, num_classes):
-        raise ModelError(
-            f"{name} maps an image to {shape}, expected (1, {num_classes}): choose a classifier, "
-            "and leave its head in student.kwargs as it is"
-        )

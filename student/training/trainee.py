@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from student.data.batches import MicroBatch
 from student.data.shuffle import step_seed
 from student.loss import SparseTarget, distillation_loss
-from student.models.build import ModelError, build_student, require_trainable, without_start
+from student.models.build import build_student, without_start
+from student.models.trial import ModelError, require_trainable
 from student.ranks import ALONE, Ranks
 from student.recipe import OptimizerSection, StudentRecipe
 from teacher_cache.teacher.normalize import Normalization

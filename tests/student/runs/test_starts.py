@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from small import CPU, student_document
 
 from student.data.training_data import plain_data
-from student.models.build import ModelError
+from student.models.trial import ModelError
 from student.recipe import StudentRecipe
 from student.results.evaluate import evaluate_run
 from student.results.export import export

@@ -12,7 +12,7 @@ from repository import REPOSITORY
 from small import CPU, cache_recipe, closed, fill_cache, student_document
 
 from student.data.training_data import plain_data, replayed_data
-from student.models.build import ModelError
+from student.models.trial import ModelError
 from student.recipe import StudentRecipe
 from student.results.evaluate import evaluate_run
 from student.results.export import export

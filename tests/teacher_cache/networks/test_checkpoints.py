@@ -16,7 +16,8 @@ from small import CPU, TEACHER
 from timm.utils import reparameterize_model
 from torch import nn
 
-from student.models.build import ModelError, build_student
+from student.models.build import build_student
+from student.models.trial import ModelError
 from teacher_cache.networks.checkpoints import WeightsError, read_checkpoint
 from teacher_cache.networks.reparam import ReparamSpec, expand, fold
 from teacher_cache.recipes.cache_recipe import TeacherSection
