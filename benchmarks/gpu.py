@@ -29,8 +29,8 @@ from student.data.plan import plan_run
 from student.data.prefetch import on_device
 from student.data.training_data import plain_data
 from student.loss import SparseTarget
-from student.models.build import ModelError
 from student.models.size import multiply_adds
+from student.models.trial import ModelError
 from student.recipe import StudentRecipe
 from student.training.trainee import Trainee
 from teacher_cache.images.index import index_images

@@ -1,13 +1,14 @@
-"""The student's recipe: every default is the paper's (GhostNetV3, arXiv 2404.11202, sec. 4.1)."""
+"""The student's recipe: every default is the paper's (GhostNetV3, arXiv 2404.11202, sec. 5)."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from student.loss import Tail
-from student.models.reparam import ReparamSpec
-from teacher_cache.recipes.document import PositiveInt, Section
-from teacher_cache.recipes.model_arguments import PlainArguments, StudentArguments, StudentName
+from teacher_cache.networks.reparam import ReparamSpec
+from teacher_cache.recipes.document import PositiveInt, Section, Temperature
+from teacher_cache.recipes.model_arguments import ModelName, PlainArguments, StudentArguments
 from teacher_cache.views.policy import ViewPolicy
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -17,20 +18,33 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class StudentSection(Section):
     """Which network is trained."""
 
-    model: StudentName
+    model: ModelName
     """A timm model name, or `torchvision/NAME`."""
     size: PositiveInt | None = None
     """Pixels a side; None: the cache's views.size. Another size shows the same crops."""
     kwargs: StudentArguments = Field(default_factory=dict)
     """Passed through to the model's constructor, but for what loads code or weights from elsewhere;
-    `pretrained = true` takes timm's own."""
+    `pretrained = true` starts from timm's own weights."""
+    checkpoint: Path | None = None
+    """Weights to start from, in whatever form trainers save them; a classifier of another class
+    count begins anew. Read when the run is started, and never again."""
+    use_ema: bool = True
+    """Of a checkpoint that holds both, take the moving average; false: the weights as trained."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.checkpoint is not None and self.kwargs.get("pretrained"):
+            raise ValueError(
+                "got kwargs.pretrained = true and a checkpoint, expected one start: drop one"
+            )
+        return self
 
 
 class DistillSection(Section):
     """L = (1 - alpha) CE + alpha tau^2 KL (eq. 3 and 4)."""
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     tail: Tail = Tail.BUCKET
 
 
@@ -160,11 +174,13 @@ class StudentRecipe(Section):
     def identity(self) -> dict[str, Any]:
         """Every setting that decides the weights: what a resumed run must agree in."""
         # a setting that came later is absent at its default, so that earlier runs keep their digest
+        started = self.student.model_dump(exclude_defaults=True)
         later = {"precision", "compile", "sync_batchnorm"} - self.run.changed()
         return self.model_dump(
             mode="json",
             exclude={
                 "loader": True,
+                "student": {"checkpoint", "use_ema"} - set(started),
                 "run": {"log_every_steps", "checkpoint_every_s", *later},
                 "evaluation": {"batch_size"},
             },

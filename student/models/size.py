@@ -21,7 +21,8 @@ def multiply_adds(network: nn.Module, *, size: int) -> int:
     image = torch.zeros(1, 3, size, size)
     # attention as matrix products: torch 2.11 does not count its fused form on the CPU
     plain = sdpa_kernel(SDPBackend.MATH)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode(), plain:
+    # with gradients, since torch's counter fails without them where a parameter is a module's input
+    with FlopCounterMode(display=False) as counter, torch.enable_grad(), plain:
         network.eval()(image)
     network.train(was_training)
     return int(counter.get_total_flops()) // 2

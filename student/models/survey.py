@@ -9,8 +9,8 @@ from torch import nn
 from student.models.build import build_student
 from student.models.latency import latencies_ms
 from student.models.published import ROWS, Published, Row, agrees, in_units
-from student.models.reparam import ReparamSpec, fold
 from student.models.size import multiply_adds, parameter_count
+from teacher_cache.networks.reparam import ReparamSpec, fold
 
 SIZE = 224
 CLASSES = 1_000

@@ -80,8 +80,10 @@ def model_card(
 
 
 def _recipe(run: Run) -> dict[str, Any]:
-    """The run's recipe, without what its cache decided instead."""
+    """The run's recipe, without what its cache decided instead, and without folders' names."""
     recipe = run.recipe.model_dump(mode="json")
+    if run.recipe.student.checkpoint is not None:
+        recipe["student"]["checkpoint"] = run.recipe.student.checkpoint.name
     if "cache recipe" in run.data_digest:
         recipe["views"] = {"reuse": run.recipe.views.reuse}
     return recipe

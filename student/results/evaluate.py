@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from student.models.reparam import fold
 from student.runs.run import Run
 from student.runs.weights import Weights, kept, network_of, saved_state, standing
 from student.training.evaluation import evaluate, evaluation_of
 from teacher_cache.images.index import ImageIndex
+from teacher_cache.networks.reparam import fold
 from teacher_cache.teacher.normalize import Normalization
 
 

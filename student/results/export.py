@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from student.models.latency import latencies_ms
-from student.models.reparam import fold, is_expanded
 from student.models.size import parameter_count
 from student.results.card import model_card
 from student.results.onnx_file import onnx_bytes, onnx_difference, require_onnx
@@ -22,6 +21,7 @@ from student.runs.run import Run
 from student.runs.weights import Weights, network_of, saved_state, standing
 from teacher_cache.durable import write_all
 from teacher_cache.errors import UserError
+from teacher_cache.networks.reparam import fold
 from teacher_cache.teacher.normalize import Normalization
 
 TOLERANCE = 1e-4
@@ -98,7 +98,8 @@ def export(run: Run, file: Path, *, weights: Weights = Weights.AVERAGED) -> Expo
     else:
         state = {name: value.contiguous() for name, value in folded.state_dict().items()}
         data = safetensors.torch.save(state, {"format": "pt", **metadata})
-    timed = latencies_ms([network, folded] if is_expanded(network) else [folded], size=run.size)
+    changed = network.state_dict().keys() != folded.state_dict().keys()
+    timed = latencies_ms([network, folded] if changed else [folded], size=run.size)
     exported = Exported(
         file=file,
         card=file.with_name(file.name + ".md"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from teacher_cache.durable import write_atomic
-from teacher_cache.teacher.weights import WeightsError
+from teacher_cache.networks.checkpoints import WeightsError
 
 
 @dataclass(frozen=True, slots=True)

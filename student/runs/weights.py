@@ -4,10 +4,10 @@ from enum import StrEnum
 
 from torch import nn
 
-from student.models.build import build_student
+from student.models.build import build_student, without_start
 from student.runs.checkpoint import Checkpoint, load_checkpoint
 from student.runs.run import Run
-from teacher_cache.teacher.weights import load_weights
+from teacher_cache.networks.weights import load_weights
 
 
 class Weights(StrEnum):
@@ -64,7 +64,7 @@ def network_of(run: Run, saved: Checkpoint, weights: Weights) -> nn.Module:
         num_classes=run.class_count,
         image_size=run.size,
         reparam=run.recipe.reparam,
-        kwargs=run.recipe.student.kwargs,
+        kwargs=without_start(run.recipe.student.kwargs),
     )
     load_weights(network, averaged or saved.model, source=str(run.folder))
     return network.eval()

@@ -4,7 +4,6 @@ import json
 from importlib.metadata import version
 
 from student.data.plan import Plan
-from student.models.reparam import fold
 from student.models.size import parameter_count
 from student.runs.metrics import last_evaluation
 from student.runs.run import Run
@@ -12,6 +11,7 @@ from student.runs.weights import load_network
 from student.training.state import RunState
 from student.training.trainee import Trainee
 from teacher_cache.durable import write_atomic
+from teacher_cache.networks.reparam import fold
 from teacher_cache.recipes.document import digest_of
 
 

@@ -1,4 +1,4 @@
-"""The training loop of GhostNetV3 (arXiv 2404.11202, sec. 4.1): LAMB, cosine, EMA, KD.
+"""The training loop of GhostNetV3 (arXiv 2404.11202, sec. 5): LAMB, cosine, EMA, KD.
 
 for each step:  lr <- cosine(step);  L = (1 - alpha) CE + alpha tau^2 KL over micro-batches;
                 optimizer step;  EMA
@@ -130,7 +130,9 @@ def _prepared(
         torch.set_num_threads(recipe.run.threads)
     plan = plan_run(recipe, data, ranks)
     _warn_of_a_long_average(recipe, plan)
-    trainee = Trainee.build(recipe, data.class_count, run.size, device, ranks)
+    trainee = Trainee.build(
+        recipe, data.class_count, run.size, device, ranks, continues=run.last.exists()
+    )
     state = resume(run, trainee)
     if ranks.is_first:
         forget_after(run.metrics, state.step)

@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from student.data.batches import MicroBatch
 from student.data.shuffle import step_seed
 from student.loss import SparseTarget, distillation_loss
-from student.models.build import ModelError, build_student
+from student.models.build import build_student, without_start
+from student.models.trial import ModelError, require_trainable
 from student.ranks import ALONE, Ranks
 from student.recipe import OptimizerSection, StudentRecipe
 from teacher_cache.teacher.normalize import Normalization
@@ -57,21 +58,34 @@ class Trainee:
         size: int,
         device: torch.device,
         ranks: Ranks = ALONE,
+        *,
+        continues: bool = False,
     ) -> Self:
         """Initialise from the run's seed, alike on all ranks.
+
+        A trainee that `continues` a saved state is given its weights later: neither hub nor
+        checkpoint, from which the run began, is needed again.
 
         Raises:
             ModelError: no such model or optimizer, or settings that this device cannot do.
         """
         torch.manual_seed(recipe.run.seed)
         layout = torch.channels_last if recipe.run.channels_last else torch.contiguous_format
+        student = recipe.student
         network = build_student(
-            recipe.student.model,
+            student.model,
             num_classes=class_count,
             image_size=size,
             reparam=recipe.reparam,
-            kwargs=recipe.student.kwargs,
-        ).to(device, memory_format=layout)  # type: ignore[call-overload]
+            kwargs=without_start(student.kwargs) if continues else student.kwargs,
+            checkpoint=None if continues else student.checkpoint,
+            use_ema=student.use_ema,
+        )
+        rows = ranks.micro_batch(
+            batch_size=recipe.optimizer.batch_size, micro_batch=recipe.optimizer.micro_batch
+        )
+        require_trainable(network, student.model, image_size=size, rows=rows)
+        network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
         ema = None
         if recipe.ema.decay is not None:
             ema = ModelEmaV3(network, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup)

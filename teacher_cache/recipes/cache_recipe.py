@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from teacher_cache.recipes.document import PositiveInt, Section, digest_of
+from teacher_cache.recipes.document import PositiveInt, Section, Temperature, digest_of
 from teacher_cache.recipes.model_arguments import ModelArguments, ModelName
 from teacher_cache.record import Encoding
 from teacher_cache.views.policy import ViewPolicy
@@ -18,11 +18,14 @@ class TeacherMember(Section):
     """A network that gives targets, and from where its weights come."""
 
     model: ModelName
-    """Any timm model name."""
+    """Any timm model name, or `torchvision/NAME`."""
     pretrained: bool = True
-    """Fetch timm's weights; false: random weights from `seed`, one class per data class."""
+    """Fetch the library's weights; false: random weights from `seed`, one class per data class."""
     checkpoint: Path | None = None
-    """Local weights instead: safetensors, or a state dict readable with `weights_only=True`."""
+    """Local weights instead: safetensors, or a state dict readable with `weights_only=True`, in
+    whatever form trainers save it (`teacher_cache/networks/checkpoints.py`)."""
+    use_ema: bool = True
+    """Of a checkpoint that holds both, take the moving average; false: the weights as trained."""
     seed: int = 0
     kwargs: ModelArguments = Field(default_factory=dict)
     """Passed through to `timm.create_model`: arguments of the architecture alone."""
@@ -72,7 +75,7 @@ class TopKSection(Section):
     """What is kept of the teacher's logits."""
 
     k: PositiveInt = 20
-    temperatures: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (1.0, 2.0, 4.0)
+    temperatures: tuple[Temperature, ...] = (1.0, 2.0, 4.0)
     """The temperatures at which the tail's log-mass is stored; training may use any of them."""
 
     @model_validator(mode="after")

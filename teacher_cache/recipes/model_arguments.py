@@ -75,17 +75,12 @@ def _is_plain(value: object) -> bool:
 
 
 def _require_registered_form(name: str) -> str:
-    if any(character in name for character in ":/\\"):
+    if any(character in name.removeprefix("torchvision/") for character in ":/\\"):
         raise ValueError(
             "expected the name of a timm model without a scheme or path: what hf-hub: and "
             "local-dir: load brings arguments of its own; name the architecture here, and its "
             "weights as teacher.checkpoint"
         )
-    return name
-
-
-def _require_student_form(name: str) -> str:
-    _require_registered_form(name.removeprefix("torchvision/"))
     return name
 
 
@@ -100,7 +95,4 @@ StudentArguments = Annotated[dict[str, Any], AfterValidator(_require_plain_or_pr
 """Those of a student, which has no key of its own for timm's pretrained weights."""
 
 ModelName = Annotated[str, AfterValidator(_require_registered_form)]
-"""A timm name, with or without a tag."""
-
-StudentName = Annotated[str, AfterValidator(_require_student_form)]
-"""A timm name, or `torchvision/` and a name there."""
+"""A timm name, with or without a tag, or `torchvision/` and a name there."""

@@ -1,7 +1,7 @@
 """Networks whose answers are kept.
 
 networks    `Teacher`: one network or several; logits of batches padded to one size
+member      one of them, and its logits
 answers     from logits to top-k records
-weights     state dicts, read and fitted to a network
 normalize   from pixels to a network's input
 """

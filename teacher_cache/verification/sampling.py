@@ -21,7 +21,8 @@ from teacher_cache.loading.loader import LoaderSettings, rendered
 from teacher_cache.loading.renderers import Request, ViewRenderer
 from teacher_cache.recipes.cache_recipe import CacheRecipe
 from teacher_cache.teacher.answers import top_k
-from teacher_cache.teacher.networks import Teacher, TeacherError
+from teacher_cache.teacher.member import TeacherError
+from teacher_cache.teacher.networks import Teacher
 from teacher_cache.verification.divergence import kl_of_records
 
 LEAST_IMAGES = 512

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from student.models.build import UnknownModel, build_student
-from student.models.reparam import ReparamSpec, expand, fold, is_expanded
+from student.models.build import UnknownModel, build_student, plain_source
 from student.recipe import StudentRecipe
 from teacher_cache.errors import UserError
+from teacher_cache.networks.branches import Branches
+from teacher_cache.networks.reparam import ReparamSpec, expand, fold, is_expanded
 from teacher_cache.recipes.document import load_recipe
 
 PLAIN = ReparamSpec()
@@ -100,6 +101,19 @@ def test_plain_timm_and_torchvision_open_folded_students_in_a_fresh_process(
         assert_same(logits[name], student_logits)
 
 
+@pytest.mark.parametrize(
+    ("name", "deploys"),
+    [("mobileone_s0", True), ("ghostnetv3_050", True), ("mobilenetv2_050", False)],
+)
+def test_the_source_of_a_folded_network_opens_what_fold_makes(name: str, deploys: bool) -> None:
+    torch.manual_seed(0)
+    folded = fold(build(name))
+    imports, call = plain_source(name, num_classes=10, image_size=64, kwargs={})
+    assert call.startswith("timm.utils.reparameterize_model(") is deploys
+    opened = eval(call, {imports.removeprefix("import "): timm})
+    opened.load_state_dict(folded.state_dict(), strict=True)
+
+
 def test_ghostnetv3_left_alone_or_with_three_branches_is_timms_own() -> None:
     keys = list(timm.create_model("ghostnetv3_100", num_classes=10).state_dict())
     for reparam in (PLAIN, ReparamSpec(branches=3)):
@@ -141,6 +155,25 @@ def test_ghostnetv3_by_surgery_is_the_network_that_timm_builds() -> None:
     deployed.load_state_dict(folded.state_dict(), strict=True)
     with torch.no_grad():
         assert_same(deployed.eval()(images()), by_surgery(images()))
+
+
+@pytest.mark.parametrize("name", ["ghostnetv2_100", "ghostnet_050"])
+def test_other_ghostnets_get_branches_at_the_papers_three_places_too(name: str) -> None:
+    """As `--set student.model=ghostnetv2_100` on GhostNetV3's recipe asks."""
+
+    def expanded(**spec: object) -> set[str]:
+        student = build(name, reparam=ReparamSpec.model_validate({"branches": 3, **spec}))
+        return {part for part, module in student.named_modules() if isinstance(module, Branches)}
+
+    three = expanded()
+    places = ("primary_conv", "cheap_operation", "conv_dw")
+    assert all(any(place in part for place in places) for part in three)
+    assert expanded(select=places) == three < expanded(select=("*",))
+
+
+def test_ghostnetv2_in_training_is_as_large_as_timms_ghostnetv3() -> None:
+    student = build("ghostnetv2_100", num_classes=1000, reparam=ReparamSpec(branches=3))
+    assert size_of(student) == size_of(timm.create_model("ghostnetv3_100"))
 
 
 def test_ghostnetv3_has_no_dropout_unless_it_is_asked_for() -> None:

@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from student.models.reparam import ReparamSpec, expand, fold
+from teacher_cache.networks.reparam import ReparamSpec, expand, fold
 
 
 def stepped(weights, gradients, *, steps=1, **kwargs):

@@ -9,11 +9,11 @@ import torch
 import torchvision
 from torch import nn
 
-from student.models.build import TORCHVISION
 from student.models.latency import latencies_ms
 from student.models.published import ROWS, agrees, in_units
 from student.models.size import multiply_adds, parameter_count
 from student.models.survey import survey
+from teacher_cache.networks.libraries import TORCHVISION
 
 
 class Counted(nn.Module):
@@ -38,6 +38,14 @@ def test_multiply_adds_are_those_of_convolutions_products_and_attention():
     assert multiply_adds(network, size=8) == conv + attention + 6 * 5
     assert parameter_count(network) == 6 * 9 + 6 + 12 + 35
     assert network.training
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "torchvision/googlenet", "mobileone_s0"])
+def test_networks_that_other_counters_stumble_over_are_counted(name):
+    (found,) = survey([name], timed=False)
+    assert found.params > 10**6
+    assert found.macs > 10**8
+    assert (found.params < found.params_training) is (name == "mobileone_s0")
 
 
 def test_ghostnetv3_has_the_papers_size_but_for_the_smallest_whose_note_says_so():

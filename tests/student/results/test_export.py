@@ -16,7 +16,6 @@ from torch import nn
 
 from student.data.training_data import plain_data, replayed_data
 from student.models.build import build_student
-from student.models.reparam import ReparamSpec, fold
 from student.recipe import StudentRecipe
 from student.results.export import ExportError, export
 from student.results.onnx_file import OnnxError, onnx_bytes
@@ -25,8 +24,10 @@ from student.training.start import start_or_continue
 from student.training.train import train
 from teacher_cache.durable import write_all
 from teacher_cache.images.index import index_images, rebase
+from teacher_cache.networks.checkpoints import WeightsError, read_checkpoint
+from teacher_cache.networks.reparam import ReparamSpec, fold
+from teacher_cache.networks.weights import load_weights
 from teacher_cache.recipes.document import parse_recipe
-from teacher_cache.teacher.weights import WeightsError, load_weights, read_weights
 
 ONNX_MISSING = "onnx, onnxscript or onnxruntime is not installed: pip install 'retort[export]'"
 
@@ -277,9 +278,9 @@ def test_a_checkpoint_of_the_other_form_is_called_by_its_name(run, tmp_path):
     plain = {"num_classes": 3, "image_size": 32, "kwargs": {}}
     folded = build_student("test_efficientnet", reparam=ReparamSpec(), **plain)
     with pytest.raises(WeightsError, match=r"training form .* fold it with 'cli.py export RUN"):
-        load_weights(folded, read_weights(run.last), source="last.pt")
+        load_weights(folded, read_checkpoint(run.last), source="last.pt")
     expanded = build_student("test_efficientnet", reparam=ReparamSpec(branches=2), **plain)
-    state = read_weights(tmp_path / "folded.safetensors")
+    state = read_checkpoint(tmp_path / "folded.safetensors")
     with pytest.raises(WeightsError, match=r"folded or plain network, .* cannot be undone"):
         load_weights(expanded, state, source="folded.safetensors")
     timms = build_student("ghostnetv3_050", reparam=ReparamSpec(), **plain | {"image_size": 64})

@@ -12,7 +12,7 @@ from repository import REPOSITORY
 from small import CPU, cache_recipe, closed, fill_cache, student_document
 
 from student.data.training_data import plain_data, replayed_data
-from student.models.build import ModelError
+from student.models.trial import ModelError
 from student.recipe import StudentRecipe
 from student.results.evaluate import evaluate_run
 from student.results.export import export
@@ -34,12 +34,12 @@ from teacher_cache.errors import (
     ReplayRefused,
 )
 from teacher_cache.images.index import ImagesError, index_images, rebase
+from teacher_cache.networks.checkpoints import WeightsError
 from teacher_cache.recipes.document import parse_recipe
 from teacher_cache.record import TopK
 from teacher_cache.storage.disk import Disk
 from teacher_cache.storage.ledger import BlockId
 from teacher_cache.teacher.networks import weights_sha256
-from teacher_cache.teacher.weights import WeightsError
 
 
 def recipe_of(**changes):

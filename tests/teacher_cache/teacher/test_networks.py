@@ -13,7 +13,8 @@ from small import CPU, TEACHER, cache_recipe, fill_cache
 
 from teacher_cache.cache.slab import read_slab
 from teacher_cache.recipes.cache_recipe import TeacherSection
-from teacher_cache.teacher.networks import TeacherError, load_teacher, weights_sha256
+from teacher_cache.teacher.member import TeacherError
+from teacher_cache.teacher.networks import load_teacher, weights_sha256
 from teacher_cache.verification.inspection import inspect
 
 VIT = "deit_tiny_patch16_224"  # takes one size only
@@ -141,7 +142,7 @@ def test_a_pickle_with_code_is_refused_unexecuted(tmp_path):
             return (open, (str(tmp_path / "executed"), "w"))
 
     torch.save({"weight": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(TeacherError, match="cannot be read .* expected .safetensors"):
+    with pytest.raises(TeacherError, match=r"holds more than tensors \(.*open\).* expected"):
         load(checkpoint=tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
 
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_another_class_count_is_refused_unless_a_class_map_says_
 
 
 def test_an_unknown_model_a_wrong_size_and_a_wrong_argument_are_refused_with_the_remedy():
-    with pytest.raises(TeacherError, match="is no timm model; similar: .*resnet50"):
+    with pytest.raises(TeacherError, match="is no timm model, .*similar: .*resnet50"):
         load(model="resnet5O", pretrained=False)
     with pytest.raises(
         TeacherError, match="does not run on views.size = 32 .*set views.size = 224"
@@ -180,6 +181,33 @@ def test_an_unknown_model_a_wrong_size_and_a_wrong_argument_are_refused_with_the
     assert load(model=VIT, pretrained=False, kwargs={"img_size": 32}).class_count == 3
     with pytest.raises(TeacherError, match="could not be built: TypeError"):
         load(pretrained=False, kwargs={"no_such_argument": 1})
+
+
+@pytest.mark.parametrize(
+    ("model", "size"), [("crossvit_tiny_240", 240), ("coat_tiny", 224), ("efficientvim_m1", 224)]
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_teacher_whose_features_are_several_tensors_answers(model, size, precision):
+    teacher = load(model=model, pretrained=False, size=size, precision=precision)
+    with torch.inference_mode():
+        images = teacher.members[0].normalization.images(pixels(2, size))
+        expected = teacher.members[0].network(images)
+    found = teacher.logits(pixels(2, size))
+    assert found.dtype == torch.float32
+    if precision == "fp32":
+        assert torch.equal(found, expected)
+    else:
+        assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
+        assert not torch.equal(found, found.bfloat16().float())
+
+
+def test_what_gives_no_logits_of_rgb_images_is_refused_with_the_remedy():
+    for kwargs, words in (
+        ({"features_only": True}, "maps an image to a list, expected logits .* features_only"),
+        ({"in_chans": 1}, "takes images of 1 channels, expected 3, .* leave teacher.kwargs.in_cha"),
+    ):
+        with pytest.raises(TeacherError, match=words):
+            load(pretrained=False, kwargs=kwargs)
 
 
 def test_kwargs_reach_the_constructor():

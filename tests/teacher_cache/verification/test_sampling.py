@@ -28,7 +28,7 @@ from teacher_cache.filling.opening import library_versions, open_or_create
 from teacher_cache.images.index import index_images
 from teacher_cache.storage.disk import Disk
 from teacher_cache.storage.ledger import seal
-from teacher_cache.teacher.networks import TeacherError
+from teacher_cache.teacher.member import TeacherError
 from teacher_cache.verification.sampling import choose_rows, poor_limit
 
 

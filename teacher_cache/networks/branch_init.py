@@ -9,7 +9,7 @@ All draws come from torch's global generator, as those of model constructors: se
 import torch
 from torch import Tensor, nn
 
-from student.models.branches import ConvNorm
+from teacher_cache.networks.branches import ConvNorm
 
 NOISE = 0.1
 """Of a warm start, relative to the root mean square of the branches' common kernel."""

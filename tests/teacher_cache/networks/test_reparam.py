@@ -13,8 +13,15 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.optim import Lamb
 from torch import Tensor, nn
 
-from student.models.branches import Branches, Folded
-from student.models.reparam import Expansion, ReparamError, ReparamSpec, expand, fold, is_expanded
+from teacher_cache.networks.branches import Branches, Folded
+from teacher_cache.networks.reparam import (
+    Expansion,
+    ReparamError,
+    ReparamSpec,
+    expand,
+    fold,
+    is_expanded,
+)
 
 GHOSTNETV3_SELECT = ("primary_conv", "cheap_operation", "conv_dw")
 

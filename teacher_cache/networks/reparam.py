@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, cast
 
+import torch
 from pydantic import BaseModel, field_validator, model_validator
-from timm.models.ghostnet import GhostBottleneckV3, GhostModuleV3
+from timm.models.ghostnet import GhostModuleV3
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from student.models import branch_init
-from student.models.branches import Branches, Folded, SumNorm
-from student.models.conv_norm_pairs import find_pairs
 from teacher_cache.errors import UserError
+from teacher_cache.networks import branch_init
+from teacher_cache.networks.branches import Branches, Folded, SumNorm
+from teacher_cache.networks.conv_norm_pairs import find_pairs
 
 
 class ReparamError(UserError):
@@ -152,30 +154,41 @@ def fold(model: nn.Module) -> nn.Module:
     """A copy in eval mode with every convolution's branches folded into one convolution.
 
     The copy computes what the model computes in eval mode, and its parameters can be trained on.
-    It has the keys of the model before `expand`. timm's own GhostNetV3 (three branches, built in
-    training form) becomes its deployed form, which plain timm opens after
-    `timm.utils.reparameterize_model(timm.create_model("ghostnetv3_100"))`. All sums are float64.
+    What `expand` made gets the keys of the model before. timm's own re-parameterizable networks
+    (GhostNetV3, MobileOne, RepVGG, RepViT, FastViT and all others that
+    `timm.utils.reparameterize_model` folds) get its deployed form, which plain timm opens after
+    `timm.utils.reparameterize_model(timm.create_model(NAME))`. All sums are float64.
 
     Args:
-        model: expanded by `expand`, or timm's GhostNetV3; it is not changed. Any other model is
-            copied as it is.
+        model: any model; it is not changed. One with nothing to fold is copied as it is.
     """
     model = copy.deepcopy(model).eval()
     for name, module in list(model.named_modules()):
         if isinstance(module, (SumNorm, Branches)):
             model.set_submodule(name, module.fold())
-        elif isinstance(module, (GhostModuleV3, GhostBottleneckV3)):
-            _deploy(module)
-    return model
+    return _deploy(model)
 
 
 def is_expanded(model: nn.Module) -> bool:
-    """Whether `fold` has anything to do: ours or timm's own training branches."""
+    """Whether a model has branches that `expand` adds none to: ours, or timm's GhostNetV3's."""
     return any(
         isinstance(module, Branches)
         or (isinstance(module, GhostModuleV3) and not module.infer_mode)
         for module in model.modules()
     )
+
+
+def is_reparameterized_by_timm(model: nn.Module) -> bool:
+    """Whether `timm.utils.reparameterize_model` knows what to do with a part of a network.
+
+    A network that it has folded keeps some of the parts, on which it does nothing any more.
+    """
+    parts = (module for module in model.modules() if module is not model)
+    return any(hasattr(module, name) for module in parts for name in _TIMM_FOLDS)
+
+
+_TIMM_FOLDS = ("fuse", "reparameterize", "switch_to_deploy")
+"""The methods that `timm.utils.reparameterize_model` (1.0.26 to 1.0.31) looks for."""
 
 
 def _branches(
@@ -235,14 +248,22 @@ def _nothing_to_expand(model: nn.Module, left_alone: Mapping[str, str]) -> str:
     )
 
 
-def _deploy(module: GhostModuleV3 | GhostBottleneckV3) -> None:
-    """Fold as timm does, but in float64 and without freezing what it touches."""
-    dtype = next(module.parameters()).dtype
-    frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
-    module.double().switch_to_deploy()  # type: ignore[no-untyped-call]
-    module.to(dtype)
-    for name, weight in module.named_parameters():
+def _deploy(model: nn.Module) -> nn.Module:
+    """Fold in place as timm does, but in float64, and without freezing what it touches."""
+    if not is_reparameterized_by_timm(model):
+        return model
+    dtype = next(model.parameters()).dtype
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # in which timm makes the layers that it puts in
+    try:
+        model = reparameterize_model(model.double(), inplace=True).to(dtype)
+    finally:
+        torch.set_default_dtype(default)
+    for name, weight in model.named_parameters():
         weight.requires_grad_(name not in frozen)
-    # A buffer that timm keeps as a plain attribute: of no use any more.
-    if hasattr(module, "id_tensor"):
-        del module.id_tensor
+    for module in model.modules():
+        # a buffer that timm keeps as a plain attribute: of no use any more
+        if hasattr(module, "id_tensor"):
+            del module.id_tensor
+    return model
