@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from service.console.commands import jobs_app
-from service.console.project_file import PROJECT_FILE, ProjectFileError, project_defaults
 from teacher_cache.errors import StoppedTogether, UserError, printable_lines
 
 if TYPE_CHECKING:
@@ -554,9 +553,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     logging.basicConfig(format="%(message)s")  # warnings are shown, whoever else listens to them
     try:
-        app(default_map=project_defaults(PROJECT_FILE, typer.main.get_command(app)))
-    except ProjectFileError as error:
-        sys.exit(_complain(str(error), 2))
+        app()
     except UserError as error:
         sys.exit(_complain(str(error), error.exit_code))
     except OSError as error:

@@ -8,5 +8,4 @@ watch          one job, followed to its end
 runner         a job that is run: shown, recorded, stopped
 terminal       its progress on a terminal
 stop           signals, turned into an orderly end
-project_file   defaults of options
 """
