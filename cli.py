@@ -510,6 +510,21 @@ def serve(
             help="Ask for the token in this file (else RETORT_TOKEN), 32 bytes or more.",
         ),
     ] = None,
+    read_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="RETORT_READ_TOKEN_FILE",
+            help="A second token, of which who has it may only read.",
+        ),
+    ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="RETORT_PUBLIC_URL",
+            help="Where a proxy publishes the service: https://HOST[/PATH].",
+        ),
+    ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -525,7 +540,14 @@ def serve(
     from service.web.security import AccessRefusedError
 
     try:
-        serve_http(host, port, token_file=token_file, allowed_hosts=tuple(allow_host or ()))
+        serve_http(
+            host,
+            port,
+            token_file=token_file,
+            read_token_file=read_token_file,
+            allowed_hosts=tuple(allow_host or ()),
+            public_url=public_url,
+        )
     except (StoreRefusedError, AccessRefusedError) as error:
         sys.exit(_complain(str(error), 2))
 

@@ -5,6 +5,7 @@ seconds needs no client package in the service's image.
 """
 
 import json
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,7 +23,7 @@ class JobSource(Protocol):
     """What can be asked about jobs; every method raises `JobSourceError` or `StoreError`."""
 
     def jobs(self, *, limit: int, **filters: Any) -> Json:
-        """Return a page of jobs, newest first; filters: `cursor`, `state`, `kind`."""
+        """Return a page of jobs, newest first; filters: `cursor`, `state`, `kind`, `id`."""
 
     def job(self, job_id: str) -> Json:
         """Return one job in full."""
@@ -45,21 +46,17 @@ def resolve(source: JobSource, prefix: str) -> str:
     """
     if len(prefix) == 32:
         return prefix
-    found: list[str] = []
-    cursor = None
-    while True:
-        page = source.jobs(limit=200, cursor=cursor)
-        ids = [row["id"] for row in page["jobs"]]
-        found += [each for each in ids if each.startswith(prefix)]
-        cursor = page["next_cursor"]
-        if cursor is None or ids[-1] < prefix:  # newest first: the others are older
-            break
+    if not re.fullmatch("[0-9a-f]{1,31}", prefix):
+        raise JobSourceError(f"got {prefix!r}, expected a job's id or its beginning: see 'jobs ls'")
+    page = source.jobs(limit=3, id=prefix)
+    found = [str(row["id"]) for row in page["jobs"]]
+    more = page["next_cursor"] is not None
     if len(found) == 1:
         return found[0]
     if not found:
         raise JobSourceError(f"got {prefix!r}, expected a job's id or its beginning: see 'jobs ls'")
-    some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-    raise JobSourceError(f"{prefix!r} is the beginning of {len(found)} ids, give more: {some}")
+    some = ", ".join(found) + (", ..." if more else "")
+    raise JobSourceError(f"{prefix!r} is the beginning of several ids, give more: {some}")
 
 
 class HttpJobs:

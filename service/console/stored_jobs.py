@@ -32,6 +32,7 @@ class StoredJobs:
         """Return a page of jobs."""
         cursor = filters.pop("cursor", None)
         before = None if cursor is None else job_before(cursor)
+        filters["beginning"] = filters.pop("id", None)
         state = filters.pop("state", None)
         if state is not None:
             filters["state"] = State(state)

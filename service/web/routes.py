@@ -1,6 +1,7 @@
 """The endpoints of jobs: each reads records and says them as its answer model does."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
@@ -8,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, StringConstraints
 
 from service.jobs import IllegalTransitionError, Periods, State
+from service.records.database import StoreBusyError
 from service.records.job_store import JobStore
 from service.web.answers import (
     EventsAnswer,
@@ -62,6 +64,7 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
         cursor: Annotated[str | None, Query(max_length=64)] = None,
         state: State | None = None,
         kind: Annotated[str | None, Query(max_length=64, pattern="^[a-z0-9-]*$")] = None,
+        beginning: Annotated[str | None, Query(alias="id", pattern="^[0-9a-f]{1,32}$")] = None,
         if_none_match: Known = None,
     ) -> Response:
         """Jobs, newest first; `Link: rel="next"` and `next_cursor` lead to older ones."""
@@ -70,9 +73,8 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
             raise HTTPException(
                 422, f"query.cursor: got {cursor!r}, expected an earlier next_cursor"
             )
-        page = await _read(
-            store, lambda: store.list(limit=limit, cursor=before, state=state, kind=kind)
-        )
+        asked: dict[str, Any] = {"state": state, "kind": kind, "beginning": beginning}
+        page = await _read(store, lambda: store.list(limit=limit, cursor=before, **asked))
         headers = {"etag": etag_of(page.jobs, periods, page.next_cursor)}
         following = None
         if page.next_cursor is not None:
@@ -145,7 +147,10 @@ async def _read(store: JobStore, read: Callable[[], T]) -> T:
 
     Going to a thread and back costs several times what reading a record from SQLite does.
     """
-    return read() if store.is_local else await run_in_threadpool(read)
+    if store.is_local:
+        with suppress(StoreBusyError):  # whoever has to wait does so in a thread
+            return read()
+    return await run_in_threadpool(read)
 
 
 def _found(job: T | None) -> T:
