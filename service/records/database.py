@@ -48,8 +48,30 @@ class StoreRefusedError(StoreError):
 
 
 def default_url() -> str:
-    """Return RETORT_DB, or the URL of `.retort/jobs.db` in the working directory."""
-    return os.environ.get("RETORT_DB") or sqlite_url(Path.cwd() / ".retort" / "jobs.db")
+    """Return RETORT_DB, or the URL of `.retort/jobs.db` in the working directory.
+
+    The password that RETORT_DB leaves out is that of the file RETORT_DB_PASSWORD_FILE, if any.
+
+    Raises:
+        StoreRefusedError: that file cannot be read.
+    """
+    url = os.environ.get("RETORT_DB") or sqlite_url(Path.cwd() / ".retort" / "jobs.db")
+    file = os.environ.get("RETORT_DB_PASSWORD_FILE")
+    return _with_password(url, Path(file)) if file and url.startswith("postgres") else url
+
+
+def _with_password(url: str, file: Path) -> str:
+    try:
+        password = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreRefusedError(
+            f"RETORT_DB_PASSWORD_FILE {file} cannot be read ({error}): let it name a text file "
+            "that holds the password of the job database"
+        ) from error
+    parsed = _parsed(url)
+    if parsed.password is not None:
+        return url
+    return parsed.set(password=password).render_as_string(hide_password=False)
 
 
 def sqlite_url(file: Path) -> str:
@@ -65,12 +87,7 @@ def open_database(url: str) -> "Database":
     """
     if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
         url = sqlite_url(Path(url))
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:  # not repeated: it may hold a password
-        raise StoreRefusedError(
-            f"the URL of the job database cannot be read: {_EXPECTED}"
-        ) from error
+    parsed = _parsed(url)
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         if not parsed.database or parsed.database == ":memory:" or parsed.query:
@@ -84,6 +101,15 @@ def open_database(url: str) -> "Database":
         reader = _postgresql_engine(parsed, pool_pre_ping=True, **pooled)
         return Database(_postgresql_engine(parsed, poolclass=NullPool), reader, None)
     raise StoreRefusedError(f"the URL of the job database is of {backend!r}: {_EXPECTED}")
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:  # not repeated: it may hold a password
+        raise StoreRefusedError(
+            f"the URL of the job database cannot be read: {_EXPECTED}"
+        ) from error
 
 
 class Database:
