@@ -11,9 +11,17 @@ import typer
 if TYPE_CHECKING:
     from service.console.job_source import JobSource
 
+
+def example(line: str) -> str:
+    """Return the end of a command's help: one line as it is typed."""
+    return f"Example: cli.py {line}"
+
+
 jobs_app = typer.Typer(
     help="What jobs are doing: from their records (RETORT_DB), or from a service with --url.",
+    epilog=example("jobs ls"),
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 JobArgument = Annotated[
@@ -31,7 +39,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 STATES = Literal["pending", "running", "cancelling", "succeeded", "failed", "cancelled"]
 
 
-@jobs_app.command("ls")
+@jobs_app.command("ls", epilog=example("jobs ls --state running"))
 def list_jobs(
     state: Annotated[STATES | None, typer.Option(help="Only jobs of this stored state.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only cache-teacher, or train-student.")] = None,
@@ -48,7 +56,7 @@ def list_jobs(
     _print(page, as_json=as_json, text=lambda: job_table(page["jobs"]))
 
 
-@jobs_app.command("show")
+@jobs_app.command("show", epilog=example("jobs show 01a1feae6e46"))
 def show_job(
     job: JobArgument,
     url: UrlOption = None,
@@ -69,7 +77,7 @@ def show_job(
     _print(facts, as_json=as_json, text=lambda: job_page(**facts))
 
 
-@jobs_app.command("watch")
+@jobs_app.command("watch", epilog=example("jobs watch 01a1feae6e46 --url http://gpu-1:8000"))
 def watch_job(
     job: JobArgument,
     url: UrlOption = None,
@@ -91,7 +99,7 @@ def watch_job(
         raise typer.Exit(watch(source, found, crashed_s=crashed_s, as_json=as_json))
 
 
-@jobs_app.command("cancel")
+@jobs_app.command("cancel", epilog=example("jobs cancel 01a1feae6e46"))
 def cancel_job(
     job: JobArgument,
     url: UrlOption = None,
