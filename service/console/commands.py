@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,6 +37,17 @@ TokenFileOption = Annotated[
     typer.Option("--token-file", envvar="RETORT_TOKEN_FILE", help="What that service asks for."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Ended(StrEnum):
+    """How a job may have ended, as its status says."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+
+
 STATES = Literal["pending", "running", "cancelling", "succeeded", "failed", "cancelled"]
 
 
@@ -112,6 +124,72 @@ def cancel_job(
     with _source(url, token_file) as source:
         row = source.cancel(resolve(source, job))
     _print(row, as_json=as_json, text=lambda: f"job {row['id']} is {row['status']}")
+
+
+@jobs_app.command("rm", epilog=example("jobs rm 01a1feae6e46"))
+def remove_jobs(
+    jobs: Annotated[list[str], typer.Argument(metavar="ID...", help="Jobs that have ended.")],
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Remove the records of jobs that have ended or crashed; their files are left alone."""
+    from service.console.job_source import resolve
+
+    with _source(url, token_file) as source:
+        for found in [resolve(source, job) for job in jobs]:  # all are known before one is removed
+            source.remove(found)
+            typer.echo(f"removed {found}")
+
+
+@jobs_app.command("prune", epilog=example("jobs prune --older-than 30d --state crashed"))
+def prune_jobs(
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Since their last sign of life: 30d, 12h, 90m.")
+    ],
+    state: Annotated[
+        list[Ended] | None, typer.Option(help="Only jobs that ended so; repeatable; none: all.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which these are.")] = False,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Remove the records of old jobs that have ended or crashed; their files are left alone."""
+    from service.console.housekeeping import age_s, old_jobs
+
+    with _source(url, token_file) as source:
+        found = old_jobs(source, age_s(older_than), state or list(Ended))
+        for row in found:
+            if not dry_run:
+                source.remove(row["id"])
+            typer.echo(f"{'would remove' if dry_run else 'removed'} {row['id']} ({row['status']})")
+    typer.echo(f"{len(found)} jobs")
+
+
+@jobs_app.command("export", epilog=example("jobs export 01a1feae6e46 --out job.jsonl"))
+def export_jobs(
+    jobs: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Which; none: all of them.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; none: stdout.")] = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Write jobs with ranks, events and metrics as JSON, a line each, oldest first."""
+    from service.console.housekeeping import all_jobs, whole_job
+    from service.console.job_source import resolve
+
+    with _source(url, token_file) as source:
+        found = [resolve(source, job) for job in jobs or ()]
+        found = found or [row["id"] for row in reversed(list(all_jobs(source)))]
+        lines = (json.dumps(whole_job(source, job)) for job in found)
+        if out is None:
+            for line in lines:
+                typer.echo(line)
+        else:
+            partial = out.with_name(f".{out.name}.partial")
+            with partial.open("w") as file:
+                file.writelines(f"{line}\n" for line in lines)
+            partial.replace(out)
 
 
 @contextmanager

@@ -37,6 +37,12 @@ class JobSource(Protocol):
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""
 
+    def remove(self, job_id: str) -> None:
+        """Remove the record of a job that has ended or crashed."""
+
+    def metrics(self, job_id: str) -> list[Json]:
+        """Return the points of all of a job's metrics; through a service at most 2,000 of each."""
+
 
 def resolve(source: JobSource, prefix: str) -> str:
     """Return the one job's id that begins with `prefix`.
@@ -88,6 +94,17 @@ class HttpJobs:
         """Ask a job to stop; return it."""
         return self._ask("POST", f"/{_quoted(job_id)}/cancel")
 
+    def remove(self, job_id: str) -> None:
+        """Remove the record of a job that has ended or crashed."""
+        self._ask("DELETE", f"/{_quoted(job_id)}")
+
+    def metrics(self, job_id: str) -> list[Json]:
+        """Return the points of all of a job's metrics, at most 2,000 of each."""
+        path = f"/{_quoted(job_id)}/metrics"
+        names = [one["name"] for one in self._ask("GET", path)["names"]]
+        found = (self._ask("GET", path, name=name, points=2000)["series"] for name in names)
+        return [one for series in found for one in series]
+
     def _ask(self, method: str, path: str, **params: object) -> Json:
         query = urllib.parse.urlencode({k: v for k, v in params.items() if v is not None})
         address = f"{self._url}/api/v1/jobs{path}" + (f"?{query}" if query else "")
@@ -99,7 +116,7 @@ class HttpJobs:
             request.add_header("Authorization", f"Bearer {self._token}")
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as answer:
-                body: Json = json.load(answer)
+                body: Json = {} if answer.status == 204 else json.load(answer)
         except urllib.error.HTTPError as error:
             raise JobSourceError(self._refusal(error)) from None
         except (urllib.error.URLError, OSError) as error:

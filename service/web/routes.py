@@ -10,7 +10,7 @@ from pydantic import BaseModel, StringConstraints
 
 from service.jobs import IllegalTransitionError, Periods, State
 from service.records.database import StoreBusyError
-from service.records.job_store import JobStore
+from service.records.job_store import JobLivesError, JobStore
 from service.web.answers import (
     EventsAnswer,
     JobAnswer,
@@ -49,6 +49,7 @@ def job_routes(store: JobStore, periods: Periods) -> APIRouter:
     _add_jobs(router, store, periods)
     _add_parts(router, store, periods)
     _add_cancel(router, store, periods)
+    _add_removal(router, store, periods)
     return router
 
 
@@ -140,6 +141,21 @@ def _add_cancel(router: APIRouter, store: JobStore, periods: Periods) -> None:
         except IllegalTransitionError as error:
             raise HTTPException(409, f"the job has ended: it is {error.current}") from error
         return _json(job_row(job, periods), status=202)
+
+
+def _add_removal(router: APIRouter, store: JobStore, periods: Periods) -> None:
+    @router.delete(
+        "/jobs/{job_id}",
+        status_code=204,
+        responses=problem_responses(403, 404, 409, 422, *ANY_REQUEST),
+    )
+    def remove_job(job_id: JobId) -> Response:
+        """Remove the record of a job that has ended or crashed; its files are left alone."""
+        try:
+            _found(store.remove(job_id, periods) or None)
+        except JobLivesError as error:
+            raise HTTPException(409, str(error)) from error
+        return Response(status_code=204)
 
 
 async def _read(store: JobStore, read: Callable[[], T]) -> T:
