@@ -28,9 +28,9 @@ test: setup
 test-all: setup
 	$(PYTEST)
 
-# what the page's tests open; without it they are skipped
+# what the page's tests open, and the proxy before it; without them these tests are skipped
 browser:
-	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends chromium; }
+	{ command -v chromium && PATH="$$PATH:/usr/sbin" command -v nginx; } >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends chromium nginx-light; }
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from service.console.commands import jobs_app
-from service.console.project_file import PROJECT_FILE, ProjectFileError, project_defaults
+from service import VERSION
+from service.console.commands import example, jobs_app
 from teacher_cache.errors import StoppedTogether, UserError, printable_lines
 
 if TYPE_CHECKING:
@@ -35,13 +35,16 @@ BLOCKS_LEFT = 3
 
 app = typer.Typer(
     help="Distil a big image teacher into a compact student, and pay for the teacher once.",
+    epilog=example("demo"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # names of options and brackets as they are, in any terminal
 )
 app.add_typer(jobs_app, name="jobs")
 
 RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")
+    Path,
+    typer.Argument(metavar="RECIPE", help="A .toml file, or a shipped recipe: see 'recipes'."),
 ]
 CacheArgument = Annotated[
     str, typer.Argument(metavar="CACHE", help="The --out of a cache-teacher: a folder or a URL.")
@@ -97,7 +100,23 @@ WorldSizeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+def _say_version(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if asked:
+        print(f"retort {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def retort(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Distil a big image teacher into a compact student, and pay for the teacher once."""
+
+
+@app.command(epilog=example("cache-teacher beitv2-base-imagenet --data train --out cache"))
 def cache_teacher(
     recipe: RecipeArgument,
     data: DataOption,
@@ -175,7 +194,11 @@ def _tell_what_is_missing(cache: "Cache", settings: "CacheRecipe") -> None:
     print(printable_lines(f"cache {cache.place}: {holds}, {state}"))
 
 
-@app.command()
+@app.command(
+    epilog=example(
+        "train-student ghostnetv3-1.0x-imagenet --cache cache --data train --val val --out run"
+    )
+)
 def train_student(
     recipe: RecipeArgument,
     data: DataOption,
@@ -264,7 +287,7 @@ def _training_data(
     )
 
 
-@app.command()
+@app.command(epilog=example("evaluate run --val val"))
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
     val: ValOption,
@@ -284,7 +307,7 @@ def evaluate(
     _show(facts, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=example("export run --out student.onnx"))
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
     out: Annotated[Path, typer.Option(help="The .safetensors or .onnx file to write.")],
@@ -301,7 +324,7 @@ def export(
     print(printable_lines(card))
 
 
-@app.command()
+@app.command(epilog=example("models --latency"))
 def models(
     names: Annotated[
         list[str] | None,
@@ -328,7 +351,7 @@ def models(
         print(f"\nlatency: median of 100 runs, folded, one thread of {processor()}, {cores} cores")
 
 
-@app.command()
+@app.command(epilog=example("inspect-cache cache"))
 def inspect_cache(
     cache: CacheArgument,
     as_json: JsonOption = False,
@@ -341,7 +364,7 @@ def inspect_cache(
     _show(inspect(open_cache(locate(cache))), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=example("verify-cache cache --repair"))
 def verify_cache(
     cache: CacheArgument,
     repair: Annotated[
@@ -380,7 +403,7 @@ def verify_cache(
     raise SystemExit(0 if found.is_sound else 1)
 
 
-@app.command()
+@app.command(epilog=example("audit-cache cache beitv2-base-imagenet --data train"))
 def audit_cache(
     cache: CacheArgument,
     recipe: RecipeArgument,
@@ -422,7 +445,7 @@ def audit_cache(
     raise SystemExit(0 if result.passed else 1)
 
 
-@app.command()
+@app.command(epilog=example("plan-cache beitv2-base-imagenet --data train"))
 def plan_cache(
     recipe: RecipeArgument,
     data: DataOption,
@@ -444,7 +467,7 @@ def plan_cache(
     _show(plan(settings, index, teacher, ranks=ranks), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=example("bench-data --data train --recipe ghostnetv3-1.0x-imagenet"))
 def bench_data(
     data: DataOption,
     recipe: Annotated[
@@ -500,7 +523,29 @@ def _counts(text: str | None) -> list[int]:
     return sorted({int(part) for part in text.split(",")})
 
 
-@app.command()
+@app.command(epilog=example("recipes"))
+def recipes(as_json: JsonOption = False) -> None:
+    """List the recipes that ship with Retort, and what each says of itself."""
+    from textwrap import fill as wrapped
+
+    from teacher_cache.recipes.document import shipped_recipes
+
+    found = {
+        "cache recipes, for cache-teacher, plan-cache and audit-cache": "teacher_cache",
+        "student recipes, for train-student and bench-data": "student",
+    }
+    if as_json:
+        print(json.dumps({name: shipped_recipes(name) for name in found.values()}, indent=1))
+        return
+    for title, package in found.items():
+        print(f"{title}:")
+        for name, about in shipped_recipes(package).items():
+            indent = " " * 6
+            text = wrapped(about, 79, initial_indent=indent, subsequent_indent=indent)
+            print(f"  {name}\n{text}")
+
+
+@app.command(epilog=example("serve --host 0.0.0.0 --token-file token --allow-host gpu-1"))
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
@@ -509,6 +554,21 @@ def serve(
         typer.Option(
             envvar="RETORT_TOKEN_FILE",
             help="Ask for the token in this file (else RETORT_TOKEN), 32 bytes or more.",
+        ),
+    ] = None,
+    read_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="RETORT_READ_TOKEN_FILE",
+            help="A second token, of which who has it may only read.",
+        ),
+    ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="RETORT_PUBLIC_URL",
+            help="Where a proxy publishes the service: https://HOST[/PATH].",
         ),
     ] = None,
     allow_host: Annotated[
@@ -526,12 +586,19 @@ def serve(
     from service.web.security import AccessRefusedError
 
     try:
-        serve_http(host, port, token_file=token_file, allowed_hosts=tuple(allow_host or ()))
+        serve_http(
+            host,
+            port,
+            token_file=token_file,
+            read_token_file=read_token_file,
+            allowed_hosts=tuple(allow_host or ()),
+            public_url=public_url,
+        )
     except (StoreRefusedError, AccessRefusedError) as error:
         sys.exit(_complain(str(error), 2))
 
 
-@app.command()
+@app.command(epilog=example("demo --out demo-out"))
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo-out"),
 ) -> None:
@@ -554,9 +621,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     logging.basicConfig(format="%(message)s")  # warnings are shown, whoever else listens to them
     try:
-        app(default_map=project_defaults(PROJECT_FILE, typer.main.get_command(app)))
-    except ProjectFileError as error:
-        sys.exit(_complain(str(error), 2))
+        app()
     except UserError as error:
         sys.exit(_complain(str(error), error.exit_code))
     except OSError as error:

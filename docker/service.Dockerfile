@@ -24,5 +24,5 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
 ENTRYPOINT ["python", "/app/cli.py"]
 # not the loopback address, so serve refuses to start without a token of 32 bytes or more
-# (RETORT_TOKEN_FILE); further names that it is asked by: RETORT_ALLOW_HOST
+# (RETORT_TOKEN_FILE); further names that it is asked by: RETORT_ALLOW_HOSTS
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -8,3 +8,6 @@ The folders stand on floors; each imports only from the floors below it. No torc
     records     the records in SQLite or PostgreSQL
     jobs        what a job is, what states it has, when it counts as stale; pure
 """
+
+VERSION = "0.1.0"
+"""Retort's; the service runs where Retort itself is not installed."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,9 +12,17 @@ import typer
 if TYPE_CHECKING:
     from service.console.job_source import JobSource
 
+
+def example(line: str) -> str:
+    """Return the end of a command's help: one line as it is typed."""
+    return f"Example: cli.py {line}"
+
+
 jobs_app = typer.Typer(
     help="What jobs are doing: from their records (RETORT_DB), or from a service with --url.",
+    epilog=example("jobs ls"),
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 JobArgument = Annotated[
@@ -28,10 +37,21 @@ TokenFileOption = Annotated[
     typer.Option("--token-file", envvar="RETORT_TOKEN_FILE", help="What that service asks for."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Ended(StrEnum):
+    """How a job may have ended, as its status says."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+
+
 STATES = Literal["pending", "running", "cancelling", "succeeded", "failed", "cancelled"]
 
 
-@jobs_app.command("ls")
+@jobs_app.command("ls", epilog=example("jobs ls --state running"))
 def list_jobs(
     state: Annotated[STATES | None, typer.Option(help="Only jobs of this stored state.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only cache-teacher, or train-student.")] = None,
@@ -48,7 +68,7 @@ def list_jobs(
     _print(page, as_json=as_json, text=lambda: job_table(page["jobs"]))
 
 
-@jobs_app.command("show")
+@jobs_app.command("show", epilog=example("jobs show 01a1feae6e46"))
 def show_job(
     job: JobArgument,
     url: UrlOption = None,
@@ -69,7 +89,7 @@ def show_job(
     _print(facts, as_json=as_json, text=lambda: job_page(**facts))
 
 
-@jobs_app.command("watch")
+@jobs_app.command("watch", epilog=example("jobs watch 01a1feae6e46 --url http://gpu-1:8000"))
 def watch_job(
     job: JobArgument,
     url: UrlOption = None,
@@ -91,7 +111,7 @@ def watch_job(
         raise typer.Exit(watch(source, found, crashed_s=crashed_s, as_json=as_json))
 
 
-@jobs_app.command("cancel")
+@jobs_app.command("cancel", epilog=example("jobs cancel 01a1feae6e46"))
 def cancel_job(
     job: JobArgument,
     url: UrlOption = None,
@@ -104,6 +124,72 @@ def cancel_job(
     with _source(url, token_file) as source:
         row = source.cancel(resolve(source, job))
     _print(row, as_json=as_json, text=lambda: f"job {row['id']} is {row['status']}")
+
+
+@jobs_app.command("rm", epilog=example("jobs rm 01a1feae6e46"))
+def remove_jobs(
+    jobs: Annotated[list[str], typer.Argument(metavar="ID...", help="Jobs that have ended.")],
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Remove the records of jobs that have ended or crashed; their files are left alone."""
+    from service.console.job_source import resolve
+
+    with _source(url, token_file) as source:
+        for found in [resolve(source, job) for job in jobs]:  # all are known before one is removed
+            source.remove(found)
+            typer.echo(f"removed {found}")
+
+
+@jobs_app.command("prune", epilog=example("jobs prune --older-than 30d --state crashed"))
+def prune_jobs(
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Since their last sign of life: 30d, 12h, 90m.")
+    ],
+    state: Annotated[
+        list[Ended] | None, typer.Option(help="Only jobs that ended so; repeatable; none: all.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which these are.")] = False,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Remove the records of old jobs that have ended or crashed; their files are left alone."""
+    from service.console.housekeeping import age_s, old_jobs
+
+    with _source(url, token_file) as source:
+        found = old_jobs(source, age_s(older_than), state or list(Ended))
+        for row in found:
+            if not dry_run:
+                source.remove(row["id"])
+            typer.echo(f"{'would remove' if dry_run else 'removed'} {row['id']} ({row['status']})")
+    typer.echo(f"{len(found)} jobs")
+
+
+@jobs_app.command("export", epilog=example("jobs export 01a1feae6e46 --out job.jsonl"))
+def export_jobs(
+    jobs: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Which; none: all of them.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; none: stdout.")] = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Write jobs with ranks, events and metrics as JSON, a line each, oldest first."""
+    from service.console.housekeeping import all_jobs, whole_job
+    from service.console.job_source import resolve
+
+    with _source(url, token_file) as source:
+        found = [resolve(source, job) for job in jobs or ()]
+        found = found or [row["id"] for row in reversed(list(all_jobs(source)))]
+        lines = (json.dumps(whole_job(source, job)) for job in found)
+        if out is None:
+            for line in lines:
+                typer.echo(line)
+        else:
+            partial = out.with_name(f".{out.name}.partial")
+            with partial.open("w") as file:
+                file.writelines(f"{line}\n" for line in lines)
+            partial.replace(out)
 
 
 @contextmanager

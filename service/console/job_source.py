@@ -5,6 +5,7 @@ seconds needs no client package in the service's image.
 """
 
 import json
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,7 +23,7 @@ class JobSource(Protocol):
     """What can be asked about jobs; every method raises `JobSourceError` or `StoreError`."""
 
     def jobs(self, *, limit: int, **filters: Any) -> Json:
-        """Return a page of jobs, newest first; filters: `cursor`, `state`, `kind`."""
+        """Return a page of jobs, newest first; filters: `cursor`, `state`, `kind`, `id`."""
 
     def job(self, job_id: str) -> Json:
         """Return one job in full."""
@@ -36,6 +37,12 @@ class JobSource(Protocol):
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""
 
+    def remove(self, job_id: str) -> None:
+        """Remove the record of a job that has ended or crashed."""
+
+    def metrics(self, job_id: str) -> list[Json]:
+        """Return the points of all of a job's metrics; through a service at most 2,000 of each."""
+
 
 def resolve(source: JobSource, prefix: str) -> str:
     """Return the one job's id that begins with `prefix`.
@@ -45,21 +52,17 @@ def resolve(source: JobSource, prefix: str) -> str:
     """
     if len(prefix) == 32:
         return prefix
-    found: list[str] = []
-    cursor = None
-    while True:
-        page = source.jobs(limit=200, cursor=cursor)
-        ids = [row["id"] for row in page["jobs"]]
-        found += [each for each in ids if each.startswith(prefix)]
-        cursor = page["next_cursor"]
-        if cursor is None or ids[-1] < prefix:  # newest first: the others are older
-            break
+    if not re.fullmatch("[0-9a-f]{1,31}", prefix):
+        raise JobSourceError(f"got {prefix!r}, expected a job's id or its beginning: see 'jobs ls'")
+    page = source.jobs(limit=3, id=prefix)
+    found = [str(row["id"]) for row in page["jobs"]]
+    more = page["next_cursor"] is not None
     if len(found) == 1:
         return found[0]
     if not found:
         raise JobSourceError(f"got {prefix!r}, expected a job's id or its beginning: see 'jobs ls'")
-    some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-    raise JobSourceError(f"{prefix!r} is the beginning of {len(found)} ids, give more: {some}")
+    some = ", ".join(found) + (", ..." if more else "")
+    raise JobSourceError(f"{prefix!r} is the beginning of several ids, give more: {some}")
 
 
 class HttpJobs:
@@ -91,6 +94,17 @@ class HttpJobs:
         """Ask a job to stop; return it."""
         return self._ask("POST", f"/{_quoted(job_id)}/cancel")
 
+    def remove(self, job_id: str) -> None:
+        """Remove the record of a job that has ended or crashed."""
+        self._ask("DELETE", f"/{_quoted(job_id)}")
+
+    def metrics(self, job_id: str) -> list[Json]:
+        """Return the points of all of a job's metrics, at most 2,000 of each."""
+        path = f"/{_quoted(job_id)}/metrics"
+        names = [one["name"] for one in self._ask("GET", path)["names"]]
+        found = (self._ask("GET", path, name=name, points=2000)["series"] for name in names)
+        return [one for series in found for one in series]
+
     def _ask(self, method: str, path: str, **params: object) -> Json:
         query = urllib.parse.urlencode({k: v for k, v in params.items() if v is not None})
         address = f"{self._url}/api/v1/jobs{path}" + (f"?{query}" if query else "")
@@ -102,7 +116,7 @@ class HttpJobs:
             request.add_header("Authorization", f"Bearer {self._token}")
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as answer:
-                body: Json = json.load(answer)
+                body: Json = {} if answer.status == 204 else json.load(answer)
         except urllib.error.HTTPError as error:
             raise JobSourceError(self._refusal(error)) from None
         except (urllib.error.URLError, OSError) as error:

@@ -131,13 +131,10 @@ def _closed(job: Job) -> JobProgress | None:
 def _cancelled() -> int:
     """Return the exit code of a job that was cancelled by request.
 
-    Where torchrun would start a failed process again, it is 0: the job is not to go on.
+    Under torchrun it is 0: of any other code torchrun makes 1, and whoever starts failed jobs again
+    (torchrun itself, Docker's on-failure) would start one that is not to go on.
     """
-    restarts, allowed = (
-        int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
-        for name in ("RESTART_COUNT", "MAX_RESTARTS")
-    )
-    return 0 if restarts < allowed else 12
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 12
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """`cli.py jobs` without a service: the records themselves, said as the service says them."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,13 +9,14 @@ from pydantic import BaseModel
 from service.console.job_source import JobSourceError, Json
 from service.jobs import IllegalTransitionError, Periods, State
 from service.records.database import default_url
-from service.records.job_store import open_store
+from service.records.job_store import JobLivesError, open_store
 from service.web.answers import (
     events_answer,
     job_answer,
     job_row,
     jobs_answer,
     ranks_answer,
+    series_answer,
 )
 from service.web.conditional import cursor_after, job_before
 
@@ -32,6 +34,7 @@ class StoredJobs:
         """Return a page of jobs."""
         cursor = filters.pop("cursor", None)
         before = None if cursor is None else job_before(cursor)
+        filters["beginning"] = filters.pop("id", None)
         state = filters.pop("state", None)
         if state is not None:
             filters["state"] = State(state)
@@ -59,6 +62,19 @@ class StoredJobs:
         except IllegalTransitionError as error:
             raise JobSourceError(f"the job has ended: it is {error.current}") from None
         return _json(job_row(job, self._periods))
+
+    def remove(self, job_id: str) -> None:
+        """Remove the record of a job that has ended or crashed."""
+        try:
+            self._found(job_id, lambda found: self._store.remove(found, self._periods) or None)
+        except JobLivesError as error:
+            raise JobSourceError(str(error)) from None
+
+    def metrics(self, job_id: str) -> list[Json]:
+        """Return the points of all of a job's metrics."""
+        names = [one.name for one in self._found(job_id, self._store.metric_names)]
+        found = self._found(job_id, lambda job: self._store.metrics(job, names, sys.maxsize))
+        return list(_json(series_answer(found))["series"])
 
     def _found(self, job_id: str, read: Callable[[str], T | None]) -> T:
         found = read(job_id)

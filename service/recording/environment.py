@@ -25,7 +25,7 @@ def checkout(folder: Path | None = None) -> dict[str, str | bool | None]:
 
     Empty where the code is installed, or where git is missing, slow, or refuses the folder.
     """
-    root = Path(__file__).resolve().parents[1] if folder is None else folder
+    root = Path(__file__).resolve().parents[2] if folder is None else folder
     if not (root / ".git").exists():
         return {}
     commit = _git(root, "rev-parse", "HEAD")

@@ -21,6 +21,33 @@ CONFIG_KEYS = frozenset(
 )
 """What of a recipe a record shows, by section and key; anything else stays with the job."""
 
+_LOOKED_AT = 16
+"""How many times the characters that may be shown are looked at."""
+_PART = r"""(?:[^/\s'":,]|(?<=\w)['":,](?=\w))+"""
+"""A word of a folder's name; a quote or a colon ends it where no letter follows."""
+_FOLDER = rf"{_PART}(?:\ (?!~){_PART}){{0,3}}"
+_PRIVATE = (
+    r"[\w-]*(?:passw(?:or)?d|pwd|secret|token|api_?key|access_?key|signature|credentials?)[\w-]*"
+)
+_VALUE = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s&"',;]+)"""
+_CUTS = tuple(
+    (re.compile(pattern), shown)
+    for pattern, shown in (
+        # user:password@, whatever the password is made of, unless it is a port's number
+        (r"://[^\s/@:]*:(?!\d{1,5}(?:[/?#\s]|$))[^\n]*@", "://"),
+        (r"""://[^\s'"<>]*@""", "://"),
+        (r"""(://[^\s'"<>?#]+)[?#][^\s'"<>]+""", r"\1?..."),
+        (rf"(?i)\b({_PRIVATE}=){_VALUE}", r"\1..."),
+        (rf"""(?i)(["']{_PRIVATE}["']\s*:\s*){_VALUE}""", r"\1..."),
+        (rf"(?i)(authorization[\"']?\s*[:=]\s*)(?:(?:bearer|basic)\s+)?{_VALUE}", r"\1..."),
+        (r"(?i)\b(bearer) [\w.~+/=-]{16,}", r"\1 ..."),
+        (r"(?i)\b(?:file://[^/\s]*|[a-z][a-z0-9+.-]*://)/+", "/"),  # sqlite:////x is a path, too
+        (rf"(?:(?<![\w./~])(?:~[\w.-]*)?|(?<=\s-\w))(?:/{_FOLDER})+/(?=[^/\s])", ""),
+        (r"~[\w.-]*/(?=[^/\s])", ""),
+        (r"""(?<!\w)[A-Za-z]:\\(?:[^\\\n'":,]+\\)*""", ""),
+    )
+)
+
 
 def shown_config(recipe: Mapping[str, object]) -> dict[str, object]:
     """Return what of a recipe a record shows: nested sections flattened to dotted keys."""
@@ -36,12 +63,14 @@ def shown_config(recipe: Mapping[str, object]) -> dict[str, object]:
 def public_text(text: str, limit: int = 500) -> str:
     """Return `text` as any reader of the service may see it, at most `limit` characters of it.
 
-    Absolute paths are cut to their last part, and who logs in is cut out of URLs. What UTF-8 or
-    PostgreSQL cannot hold is spelled out: a file's name need not be text.
+    Absolute paths are cut to their last part. Who logs in and what is asked for are cut out of
+    URLs, and values out of what is named like a secret. Where a text can be read in two ways, more
+    is cut. What UTF-8 or PostgreSQL cannot hold is spelled out: a file's name need not be text.
     """
-    text = re.sub(r"://[^/\s@]+@", "://", text)
-    cut = re.sub(r"(?<![\w./])(?:/[^/\s'\":,]+)+/(?=[^/\s])", "", text)
-    return cut.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:limit]
+    text = text[: _LOOKED_AT * limit]
+    for pattern, shown in _CUTS:
+        text = pattern.sub(shown, text)
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:limit]
 
 
 def public_value(value: object) -> object:

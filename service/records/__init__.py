@@ -8,5 +8,6 @@ schema         the tables
 rank_rows      the processes of a job
 series         metrics over steps
 events         what happened to a job
+removal        a job's record taken out
 kind_summary   all jobs in a few figures
 """

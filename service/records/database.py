@@ -4,6 +4,7 @@ A writer's connection lives only as long as one call; a reader's is kept, and le
 where the file was deleted or replaced since.
 """
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -25,7 +26,7 @@ from service.records.schema import SCHEMA_VERSION, metadata, schema_table
 BUSY_TIMEOUT_S = 5.0
 """How long a call waits for another writer's lock, or for a server to answer."""
 READ_TIMEOUT_S = 1.0
-"""How long a reader waits, which no writer in WAL mode makes it do."""
+"""How long a reader waits, in an event loop not at all; no writer in WAL mode makes it wait."""
 _CREATION_LOCK = 0x5245_544F_5254
 """The PostgreSQL advisory lock under which the tables are made: 'RETORT' in ASCII."""
 _EXPECTED = (
@@ -38,13 +39,39 @@ class StoreError(Exception):
     """The database cannot be used now: locked, unreachable, damaged."""
 
 
+class StoreBusyError(StoreError):
+    """Another process holds the whole SQLite file locked."""
+
+
 class StoreRefusedError(StoreError):
     """The database cannot be used at all: a URL, driver or schema that Retort does not know."""
 
 
 def default_url() -> str:
-    """Return RETORT_DB, or the URL of `.retort/jobs.db` in the working directory."""
-    return os.environ.get("RETORT_DB") or sqlite_url(Path.cwd() / ".retort" / "jobs.db")
+    """Return RETORT_DB, or the URL of `.retort/jobs.db` in the working directory.
+
+    The password that RETORT_DB leaves out is that of the file RETORT_DB_PASSWORD_FILE, if any.
+
+    Raises:
+        StoreRefusedError: that file cannot be read.
+    """
+    url = os.environ.get("RETORT_DB") or sqlite_url(Path.cwd() / ".retort" / "jobs.db")
+    file = os.environ.get("RETORT_DB_PASSWORD_FILE")
+    return _with_password(url, Path(file)) if file and url.startswith("postgres") else url
+
+
+def _with_password(url: str, file: Path) -> str:
+    try:
+        password = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreRefusedError(
+            f"RETORT_DB_PASSWORD_FILE {file} cannot be read ({error}): let it name a text file "
+            "that holds the password of the job database"
+        ) from error
+    parsed = _parsed(url)
+    if parsed.password is not None:
+        return url
+    return parsed.set(password=password).render_as_string(hide_password=False)
 
 
 def sqlite_url(file: Path) -> str:
@@ -60,19 +87,15 @@ def open_database(url: str) -> "Database":
     """
     if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
         url = sqlite_url(Path(url))
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:  # not repeated: it may hold a password
-        raise StoreRefusedError(
-            f"the URL of the job database cannot be read: {_EXPECTED}"
-        ) from error
+    parsed = _parsed(url)
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         if not parsed.database or parsed.database == ":memory:" or parsed.query:
             raise StoreRefusedError(f"the job database must be a plain SQLite file: {_EXPECTED}")
         file = Path(parsed.database).absolute()
         _refuse_network_mount(file)
-        return Database(_sqlite_writer(file), _sqlite_reader(file), file)
+        hasty = _sqlite_reader(file, 0.0)
+        return Database(_sqlite_writer(file), _sqlite_reader(file, READ_TIMEOUT_S), file, hasty)
     if backend in ("postgresql", "postgres"):
         pooled = {"poolclass": QueuePool, "pool_size": 4, "max_overflow": 12, "pool_timeout": 5.0}
         reader = _postgresql_engine(parsed, pool_pre_ping=True, **pooled)
@@ -80,14 +103,27 @@ def open_database(url: str) -> "Database":
     raise StoreRefusedError(f"the URL of the job database is of {backend!r}: {_EXPECTED}")
 
 
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:  # not repeated: it may hold a password
+        raise StoreRefusedError(
+            f"the URL of the job database cannot be read: {_EXPECTED}"
+        ) from error
+
+
 class Database:
     """Opens a connection a call for writing, and lends one for reading."""
 
-    def __init__(self, writer: Engine, reader: Engine, file: Path | None) -> None:
+    def __init__(
+        self, writer: Engine, reader: Engine, file: Path | None, hasty: Engine | None = None
+    ) -> None:
         self._engine = writer
         self._reader = reader
+        self._hasty = reader if hasty is None else hasty
         self._file = file
-        weakref.finalize(self, reader.dispose)  # connections that are kept end with their keeper
+        for each in (self._reader, self._hasty):
+            weakref.finalize(self, each.dispose)  # connections that are kept end with their keeper
 
     @property
     def is_local(self) -> bool:
@@ -134,12 +170,19 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection | None]:
-        """Yield a connection, or None where no job has recorded itself yet."""
+        """Yield a connection, or None where no job has recorded itself yet.
+
+        In the thread of an event loop it does not wait for a lock, since everything else would too.
+
+        Raises:
+            StoreBusyError: it would have to wait.
+        """
+        reader = self._hasty if _in_event_loop() else self._reader
         if self._file is not None and not self._file.exists():
-            self._reader.dispose()
+            reader.dispose()
             yield None
             return
-        with _as_store_errors(), self._reader.connect() as connection:
+        with _as_store_errors(), reader.connect() as connection:
             # asked once a connection: its tables do not change under a reader
             known = connection.info
             if "schema" not in known and _has_schema(connection):
@@ -171,9 +214,23 @@ def _as_store_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:  # `orig` alone: the rest repeats the statement and its values
-        raise StoreError(f"the job database cannot be used: {error.orig}") from error
+        kind = StoreBusyError if _is_busy(error.orig) else StoreError
+        raise kind(f"the job database cannot be used: {error.orig}") from error
     except (OSError, sqlite3.Error, PoolTimeoutError) as error:
         raise StoreError(f"the job database cannot be used: {error}") from error
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    code = error.sqlite_errorcode if isinstance(error, sqlite3.OperationalError) else None
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY  # its extended codes, too
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _refuse_network_mount(file: Path) -> None:
@@ -189,10 +246,10 @@ def _sqlite_writer(file: Path) -> Engine:
     return _sqlite_engine(file, "BEGIN IMMEDIATE", BUSY_TIMEOUT_S, poolclass=NullPool)
 
 
-def _sqlite_reader(file: Path) -> Engine:
+def _sqlite_reader(file: Path, timeout_s: float) -> Engine:
     """Return an engine that keeps connections, each as long as `file` is the one it opened."""
     engine = _sqlite_engine(
-        file, "BEGIN", READ_TIMEOUT_S, poolclass=QueuePool, pool_size=4, max_overflow=36
+        file, "BEGIN", timeout_s, poolclass=QueuePool, pool_size=4, max_overflow=36
     )
 
     def identity() -> tuple[int, int]:

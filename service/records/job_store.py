@@ -10,11 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, case, func, insert, select, update
 
-from service.jobs import FINAL_STATES, IllegalTransitionError, Observed, State
+from service.jobs import FINAL_STATES, IllegalTransitionError, Observed, Periods, State
 from service.records.database import StoreError, open_database
 from service.records.events import Said, add_said, add_state
 from service.records.rank_rows import Rank, beat, job_of
 from service.records.reader import JobReader, stored_state
+from service.records.removal import remove_job
 from service.records.schema import database_now, jobs_table
 from service.records.series import Point, add_points
 
@@ -26,6 +27,15 @@ class NoSuchJobError(StoreError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"the job database holds no job {job_id}: it was deleted or replaced")
+
+
+class JobLivesError(ValueError):
+    """A job's record cannot be removed while the job may still write it."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"job {job_id} has not ended: cancel it, or wait until it reads as crashed"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +212,20 @@ class JobStore(JobReader):
             if error.current is not State.CANCELLING:
                 raise
         return self.get(job_id)
+
+    def remove(self, job_id: str, periods: Periods) -> bool:
+        """Remove a job's record, ranks, metrics and events; False if there is no such job.
+
+        Raises:
+            JobLivesError: it has not ended, and may still beat.
+        """
+        if self.get(job_id) is None:
+            return False
+        with self._database.writing() as connection:
+            removed = remove_job(connection, job_id, periods.crashed_s)
+        if not removed:
+            raise JobLivesError(job_id)
+        return True
 
     def beat_rank(
         self,

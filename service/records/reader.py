@@ -70,8 +70,11 @@ class JobReader:
         cursor: str | None = None,
         state: State | None = None,
         kind: str | None = None,
+        beginning: str | None = None,
     ) -> Page:
         """Return up to `limit` jobs, newest first, older than the job `cursor`.
+
+        Those whose state, kind, or beginning of the id is the given one, where one is.
 
         Paged by key: a job that begins meanwhile neither repeats a row nor hides one. The rows
         lack config, environment and artifacts.
@@ -83,6 +86,8 @@ class JobReader:
             query = query.where(_j.state == state)
         if kind is not None:
             query = query.where(_j.kind == kind)
+        if beginning is not None:  # no digit lies above f
+            query = query.where(_j.id >= beginning, _j.id < f"{beginning}g")
         with self._database.reading() as connection:
             # one row more than asked for tells whether a next page exists
             rows = () if connection is None else connection.execute(query.limit(limit + 1)).all()

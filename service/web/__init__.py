@@ -5,7 +5,9 @@ routes        which URL gives which answer
 answers       the answers as models
 conditional   ETags
 problem       errors as `application/problem+json`
-security      who may ask, and what a browser is told
+security      who may ask: names, tokens, a proxy's address
+guard         what every request passes, and what a browser is told
+connections   how long and how many connections are kept
 prometheus    `/metrics`
 pages         the page in `page/`
 """

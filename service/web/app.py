@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 
 import uvicorn
@@ -11,16 +12,42 @@ from service.jobs import Periods
 from service.records.database import default_url
 from service.records.job_store import JobStore, open_store
 from service.web.answers import HealthAnswer
+from service.web.connections import BoundedProtocol
+from service.web.guard import Guard
 from service.web.pages import add_pages
 from service.web.problem import answer_problems, problem_responses
 from service.web.prometheus import CONTENT_TYPE, Traffic, exposition
 from service.web.routes import ANY_REQUEST, job_routes
-from service.web.security import Access, AccessRefusedError, Guard, access_to
+from service.web.security import Access, AccessRefusedError, access_to
 
 _log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 131_072
 """Where the server itself gives up on a request's head; the service refuses one far smaller."""
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "timed": {
+            "()": "service.web.app.UtcFormatter",
+            "format": "%(asctime)s %(levelname)s %(message)s",
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "timed"}},
+    "loggers": {
+        name: {"handlers": ["stderr"], "level": "INFO", "propagate": False}
+        for name in ("uvicorn", "service")
+    },
+}
+"""What uvicorn and the service log, on stderr."""
+
+
+class UtcFormatter(logging.Formatter):
+    """Begins each line with its instant in UTC, wherever the service runs."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Return when a line was logged, to the second."""
+        return datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def create_app(
@@ -52,7 +79,9 @@ def serve(
     url: str | None = None,
     *,
     token_file: Path | None = None,
+    read_token_file: Path | None = None,
     allowed_hosts: tuple[str, ...] = (),
+    public_url: str | None = None,
 ) -> None:
     """Serve the records at `url` until SIGINT or SIGTERM; port 0 takes a free one.
 
@@ -60,15 +89,22 @@ def serve(
         AccessRefusedError: the address cannot be listened on, or only with a token.
         StoreRefusedError: as `create_app`.
     """
-    app = create_app(url, access=access_to(host, allowed_hosts, token_file))
+    access = access_to(
+        host, allowed_hosts, token_file, read_token_file=read_token_file, public_url=public_url
+    )
+    app = create_app(url, access=access)
     with _listening(host, port) as listening:
         config = uvicorn.Config(
             app,
+            http=BoundedProtocol,
+            ws="none",
+            log_config=LOGGING,
             access_log=False,
             server_header=False,
             proxy_headers=False,
             lifespan="off",
             h11_max_incomplete_event_size=MAX_REQUEST_BYTES,
+            timeout_graceful_shutdown=10,
         )
         bound = listening.getsockname()[:2]
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
@@ -94,12 +130,12 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _add_health(app: FastAPI, store: JobStore) -> None:
-    @app.get("/livez", responses=problem_responses(400, 413, 431, 500), tags=["health"])
+    @app.get("/livez", responses=problem_responses(413, 431, 500), tags=["health"])
     async def livez() -> HealthAnswer:
         """That the service lives; the database is not touched."""
         return HealthAnswer(status="alive")
 
-    @app.get("/readyz", responses=problem_responses(*ANY_REQUEST), tags=["health"])
+    @app.get("/readyz", responses=problem_responses(413, 431, 500, 503), tags=["health"])
     def readyz() -> HealthAnswer:
         """That records can be read and are of this Retort's schema."""
         store.check()

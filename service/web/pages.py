@@ -18,12 +18,13 @@ _STATIC = _PAGE / "static"
 
 
 def add_pages(app: FastAPI) -> None:
-    """Add `/`, `/jobs/{id}` and `/static/...` to `app`."""
+    """Add `/`, `/jobs/{id}`, of an id or enough of its beginning, and `/static/...` to `app`."""
     environment = Environment(
         loader=FileSystemLoader(_PAGE / "templates"), autoescape=True, undefined=StrictUndefined
     )
-    jobs = environment.get_template("jobs.html").render()
-    job = environment.get_template("job.html").render()
+    # relative, so that a proxy may publish the page below any path
+    jobs = environment.get_template("jobs.html").render(root="./")
+    job = environment.get_template("job.html").render(root="../")
 
     @app.get("/", include_in_schema=False)
     async def jobs_page() -> HTMLResponse:
@@ -31,7 +32,7 @@ def add_pages(app: FastAPI) -> None:
 
     @app.get("/jobs/{job_id}", include_in_schema=False)
     async def job_page(
-        job_id: Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$")],
+        job_id: Annotated[str, PathParameter(pattern="^[0-9a-f]{4,32}$")],
     ) -> HTMLResponse:
         return HTMLResponse(job)
 

@@ -3,6 +3,7 @@
 Labels are bounded: kinds that Retort knows, statuses, routes as declared; never a job's id.
 """
 
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,16 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from starlette.types import Scope
 
+from service import VERSION
 from service.jobs import Periods, Status
 from service.records.job_store import JobStore
 from service.records.kind_summary import KINDS, KindSummary
@@ -25,10 +29,18 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Traffic:
-    """Requests and database errors of one service, in a registry of its own."""
+    """Requests and database errors of one service, and its process, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        build = Gauge(
+            "retort_build_info",
+            "Always 1; the labels say which Retort answers.",
+            ["version", "python"],
+            registry=self.registry,
+        )
+        build.labels(VERSION, platform.python_version()).set(1)
         self.requests = Histogram(
             "retort_http_request_duration_seconds",
             "Seconds from a request's headers to the end of its answer.",

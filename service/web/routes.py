@@ -1,6 +1,7 @@
 """The endpoints of jobs: each reads records and says them as its answer model does."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
@@ -8,7 +9,8 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, StringConstraints
 
 from service.jobs import IllegalTransitionError, Periods, State
-from service.records.job_store import JobStore
+from service.records.database import StoreBusyError
+from service.records.job_store import JobLivesError, JobStore
 from service.web.answers import (
     EventsAnswer,
     JobAnswer,
@@ -47,6 +49,7 @@ def job_routes(store: JobStore, periods: Periods) -> APIRouter:
     _add_jobs(router, store, periods)
     _add_parts(router, store, periods)
     _add_cancel(router, store, periods)
+    _add_removal(router, store, periods)
     return router
 
 
@@ -62,6 +65,7 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
         cursor: Annotated[str | None, Query(max_length=64)] = None,
         state: State | None = None,
         kind: Annotated[str | None, Query(max_length=64, pattern="^[a-z0-9-]*$")] = None,
+        beginning: Annotated[str | None, Query(alias="id", pattern="^[0-9a-f]{1,32}$")] = None,
         if_none_match: Known = None,
     ) -> Response:
         """Jobs, newest first; `Link: rel="next"` and `next_cursor` lead to older ones."""
@@ -70,9 +74,8 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
             raise HTTPException(
                 422, f"query.cursor: got {cursor!r}, expected an earlier next_cursor"
             )
-        page = await _read(
-            store, lambda: store.list(limit=limit, cursor=before, state=state, kind=kind)
-        )
+        asked: dict[str, Any] = {"state": state, "kind": kind, "beginning": beginning}
+        page = await _read(store, lambda: store.list(limit=limit, cursor=before, **asked))
         headers = {"etag": etag_of(page.jobs, periods, page.next_cursor)}
         following = None
         if page.next_cursor is not None:
@@ -140,12 +143,30 @@ def _add_cancel(router: APIRouter, store: JobStore, periods: Periods) -> None:
         return _json(job_row(job, periods), status=202)
 
 
+def _add_removal(router: APIRouter, store: JobStore, periods: Periods) -> None:
+    @router.delete(
+        "/jobs/{job_id}",
+        status_code=204,
+        responses=problem_responses(403, 404, 409, 422, *ANY_REQUEST),
+    )
+    def remove_job(job_id: JobId) -> Response:
+        """Remove the record of a job that has ended or crashed; its files are left alone."""
+        try:
+            _found(store.remove(job_id, periods) or None)
+        except JobLivesError as error:
+            raise HTTPException(409, str(error)) from error
+        return Response(status_code=204)
+
+
 async def _read(store: JobStore, read: Callable[[], T]) -> T:
     """Read in the event loop what a local file answers in microseconds, else in a thread.
 
     Going to a thread and back costs several times what reading a record from SQLite does.
     """
-    return read() if store.is_local else await run_in_threadpool(read)
+    if store.is_local:
+        with suppress(StoreBusyError):  # whoever has to wait does so in a thread
+            return read()
+    return await run_in_threadpool(read)
 
 
 def _found(job: T | None) -> T:

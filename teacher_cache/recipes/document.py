@@ -6,6 +6,8 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import resources
+from importlib.resources.abc import Traversable
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -113,19 +115,32 @@ def read_toml(path: Path, package: str) -> dict[str, Any]:
     Raises:
         RecipeError: no such file, or not TOML.
     """
-    shipped = resources.files(package) / "recipes"
-    found = path if path.is_file() else shipped / f"{path.name.removesuffix('.toml')}.toml"
-    if not found.is_file():
-        files = (file.name for file in shipped.iterdir() if file.name.endswith(".toml"))
-        names = sorted(name.removesuffix(".toml") for name in files)
+    shipped = _shipped(package)
+    found = path if path.is_file() else shipped.get(path.name.removesuffix(".toml"))
+    if found is None:
         raise RecipeError(
             f"{path}: no such file; give the path of a .toml file, or a shipped recipe: "
-            + ", ".join(names)
+            + ", ".join(shipped)
         )
     try:
         return tomllib.loads(found.read_bytes().decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from None
+
+
+def shipped_recipes(package: str) -> dict[str, str]:
+    """Return the recipes that ship with `package` by name, and what each says of itself first."""
+    return {name: _head_comment(file.read_text()) for name, file in _shipped(package).items()}
+
+
+def _shipped(package: str) -> dict[str, Traversable]:
+    files = sorted((resources.files(package) / "recipes").iterdir(), key=lambda file: file.name)
+    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
+
+
+def _head_comment(text: str) -> str:
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ") for line in comment)
 
 
 def override(document: dict[str, Any], change: str) -> None:

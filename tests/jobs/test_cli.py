@@ -5,13 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import httpx
 import pytest
 from PIL import Image
+from repository import REPOSITORY
 from serving import serving
 from small import cache_document, newest_job, student_document, to_toml
+from typer.main import get_command
 
+from cli import app
 from service.records.job_store import open_store
 from teacher_cache.cache.blocks import missing_blocks
 from teacher_cache.cache.cache import open_cache
@@ -98,16 +102,56 @@ def test_a_rerun_of_what_is_done_is_a_job_that_says_so(cli, recipes, scans, tmp_
 
 COMMANDS = (
     "cache-teacher", "train-student", "evaluate", "export", "models", "inspect-cache",
-    "verify-cache", "audit-cache", "plan-cache", "bench-data", "serve", "demo",
+    "verify-cache", "audit-cache", "plan-cache", "bench-data", "recipes", "serve", "demo", "jobs",
 )  # fmt: skip
 
 
-def test_every_command_has_help(cli):
+def every_command(group, names=()):
+    """Each command and group of the command line, by the words that lead to it."""
+    yield names, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from every_command(command, (*names, name))
+
+
+EVERY = dict(every_command(get_command(app)))
+
+
+@pytest.mark.parametrize("names", EVERY, ids=" ".join)
+def test_every_help_fits_80_columns_whole_and_ends_with_a_line_that_works(cli, names, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = cli(*names, "--help", check=0).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    for option in (each for parameter in EVERY[names].params for each in parameter.opts):
+        assert not option.startswith("--") or option in text, "not cut"
+    shown = text.rsplit("Example:", 1)[1].split()
+    assert shown.pop(0) == "cli.py"
+    command = EVERY[()]
+    while shown and hasattr(command, "commands"):
+        command = command.commands[shown.pop(0)]
+    command.make_context("example", shown).close()
+
+
+def test_every_command_is_listed_in_the_help(cli):
     text = cli("--help", check=0).stdout
-    for command in COMMANDS:
-        assert command in text
-    for command in ("cache-teacher", "serve"):
-        assert "--" in cli(command, "--help", check=0).stdout
+    assert set(COMMANDS) <= set(text.split())
+
+
+def test_the_version_is_that_of_the_package(cli):
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert cli("--version", check=0).stdout == f"retort {project['version']}\n"
+
+
+def test_the_shipped_recipes_are_listed_with_what_they_are(cli):
+    text = cli("recipes", check=0).stdout
+    found = json.loads(cli("recipes", "--json", check=0).stdout)
+    files = {file.stem for kind in found for file in (REPOSITORY / kind / "recipes").glob("*.toml")}
+    assert {name for names in found.values() for name in names} == files
+    for names in found.values():
+        for name, about in names.items():
+            assert f"  {name}\n" in text
+            assert about.split(",")[0][:40] in " ".join(text.split())
+            assert len(about) > 30
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_wrong_option_is_usage_and_exits_2(cli):

@@ -19,6 +19,7 @@ from dockerfiles import instructions, last
 from fastapi.testclient import TestClient
 from repository import REPOSITORY
 from serving import free_port
+from torch.distributed.run import get_args_parser
 from typer.main import get_command
 
 from cli import app
@@ -138,8 +139,13 @@ def test_the_images_start_with_commands_that_exist():
 def test_compose_starts_jobs_with_commands_that_exist():
     services = COMPOSE["services"]
     for name in ("cache", "train"):
-        assert services[name]["entrypoint"][0] == "torchrun"
-        assert services[name]["entrypoint"][-2:] == ["-m", "cli"]
+        torchrun, *options = services[name]["entrypoint"]
+        parsed = get_args_parser().parse_args([*options, "--help"])
+        assert (torchrun, parsed.module, parsed.training_script) == ("torchrun", True, "cli")
+        grace_s = 60 * int(services[name]["stop_grace_period"].removesuffix("m"))
+        assert 30 < parsed.shutdown_timeout < grace_s, (
+            "torchrun ends its processes before Docker it"
+        )
         parse(services[name]["command"])
         assert services[name]["profiles"] == [name]
     assert services["train"]["command"][3] == services["cache"]["command"][-1]
@@ -157,10 +163,48 @@ def test_compose_names_only_what_it_declares():
             known = source in COMPOSE["volumes"] or source.startswith("${")
             assert known or (DOCKER / source).exists(), source
         assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
+        assert set(service["networks"]) <= set(COMPOSE["networks"])
+        for value in map(str, service.get("environment", {}).values()):
+            if value.startswith("/run/secrets/"):
+                assert value.rpartition("/")[2] in service["secrets"]
         assert set(service.get("depends_on", ())) <= set(COMPOSE["services"])
     text = (DOCKER / "compose.yaml").read_text()
     example = set(re.findall(r"^(\w+)=", (DOCKER / "example.env").read_text(), flags=re.M))
     assert set(re.findall(r"\$\{(\w+)", text)) == example
+
+
+def test_compose_names_only_variables_that_the_commands_read():
+    read = {variable for command in commands() for variable in variables(command)}
+    read |= {"RETORT_DB", "RETORT_DB_PASSWORD_FILE", "OMP_NUM_THREADS"}
+    for name in ("service", "cache", "train"):
+        assert set(COMPOSE["services"][name]["environment"]) <= read
+
+
+def commands():
+    return get_command(app).commands.values()
+
+
+def variables(command):
+    return {each.envvar for each in command.params if isinstance(each.envvar, str)}
+
+
+def test_compose_confines_every_container_and_keeps_the_database_to_its_clients():
+    for name, service in COMPOSE["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["pids_limit"], name
+        assert "mem_limit" in service or "devices" in str(service["deploy"]), name
+    assert COMPOSE["networks"]["records"]["internal"] is True
+    assert COMPOSE["services"]["postgres"]["networks"] == ["records"]
+    assert "PASSWORD}" not in (DOCKER / "compose.yaml").read_text(), "passwords are files"
+
+
+def test_what_a_job_writes_to_is_its_users():
+    train = instructions(DOCKER / "train.Dockerfile")
+    made = " ".join(each.text for each in train if each.word == "RUN")
+    owned = re.search(r"install --directory --owner=retort --group=retort ([^&]*)", made)[1].split()
+    for mount in COMPOSE["services"]["train"]["volumes"]:
+        assert mount.split(":")[-1 if mount.count(":") == 1 else -2] in owned
 
 
 def test_compose_gives_the_service_no_more_than_it_needs():
@@ -174,7 +218,7 @@ def test_compose_gives_the_service_no_more_than_it_needs():
 
 
 def test_secrets_and_passwords_stay_out_of_git():
-    for name in ("docker/.env", "docker/secrets/retort_token"):
+    for name in ("docker/.env", "docker/secrets/retort_token", "docker/secrets/postgres_password"):
         ignored = subprocess.run(
             ["git", "check-ignore", "--quiet", "--no-index", name], cwd=REPOSITORY, check=False
         )
@@ -184,12 +228,55 @@ def test_secrets_and_passwords_stay_out_of_git():
 def test_the_slurm_script_is_bash_and_asks_torchrun_for_what_it_has():
     script = DOCKER / "slurm" / "retort.sbatch"
     subprocess.run(["bash", "-n", script], check=True)
-    run = re.sub(r"\\\n\s*", " ", script.read_text()).splitlines()[-1]
-    from torch.distributed.run import get_args_parser
-
+    text = script.read_text()
+    run = re.sub(r"\\\n\s*", " ", text).splitlines()[-1]
     options = shlex.split(run.split("torchrun ", 1)[1])
     parsed = get_args_parser().parse_args([each.replace("$@", "--help") for each in options])
     assert (parsed.module, parsed.training_script, parsed.rdzv_backend) == (True, "cli", "c10d")
+    assert 30 < parsed.shutdown_timeout < int(re.search(r"--signal=TERM@(\d+)", text)[1])
+
+
+SRUN = """#!/bin/sh
+# as Slurm's: its own options first, then a command for every node, of which there is one here
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+"""
+TORCHRUN = """#!/bin/sh
+echo "$@"
+"""
+
+
+def test_the_slurm_script_meets_at_a_port_that_is_free(tmp_path):
+    fakes = {
+        "srun": SRUN,
+        "torchrun": TORCHRUN,
+        "scontrol": "#!/bin/sh\necho node-1\necho node-2\n",
+    }
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    said = [
+        subprocess.run(
+            [
+                "bash",
+                DOCKER / "slurm" / "retort.sbatch",
+                "cache-teacher",
+                "a recipe",
+                "--data",
+                "d",
+            ],
+            env=os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    ports = {int(re.search(r"--rdzv-endpoint=node-1:(\d+) -m cli", each)[1]) for each in said}
+    assert len(ports) == 2, "not one port for all"
+    assert min(ports) > 1023
+    assert all("-m cli cache-teacher a recipe --data d" in each for each in said)
 
 
 def test_prometheus_scrapes_the_service_that_compose_starts():
@@ -200,7 +287,13 @@ def test_prometheus_scrapes_the_service_that_compose_starts():
     host, port = target.split(":")
     assert COMPOSE["services"][host] is service
     assert service["ports"][0].endswith(f":{port}")
-    assert f"RETORT_ALLOW_HOST:-{host}" in service["environment"]["RETORT_ALLOW_HOST"]
+    assert host in service["environment"]["RETORT_ALLOW_HOSTS"].split()
+    ((alerts,),) = (
+        each["targets"] for each in scrape["alerting"]["alertmanagers"][0]["static_configs"]
+    )
+    assert alerts.split(":")[0] in COMPOSE["services"]
+    told = yaml.safe_load((DOCKER / "prometheus" / "alertmanager.yml").read_text())
+    assert told["route"]["receiver"] in [each["name"] for each in told["receivers"]]
     secret = job["authorization"]["credentials_file"]
     assert secret == service["environment"]["RETORT_TOKEN_FILE"] == "/run/secrets/retort_token"
     assert "retort_token" in COMPOSE["services"]["prometheus"]["secrets"]

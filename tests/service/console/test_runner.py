@@ -106,9 +106,12 @@ def test_a_signal_stops_a_job_and_the_record_holds_what_it_saved_then(
     assert saved == ["saved at 6 of 10 steps"]
 
 
-@pytest.mark.parametrize(("allowed", "code"), [("0", 12), ("3", 0)])
-def test_a_request_stops_a_job_and_torchrun_shall_not_start_it_again(
-    allowed: str,
+@pytest.mark.parametrize(
+    ("torchrun", "code"),
+    [({}, 12), ({"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_MAX_RESTARTS": "0"}, 0)],
+)
+def test_a_request_stops_a_job_and_nobody_shall_start_it_again(
+    torchrun: dict[str, str],
     code: int,
     url: str,
     store: JobStore,
@@ -116,7 +119,8 @@ def test_a_request_stops_a_job_and_torchrun_shall_not_start_it_again(
     record: Callable[..., Recorder],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", allowed)
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
     recorder = record(url)
 
     def state() -> State | None:

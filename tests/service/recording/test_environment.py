@@ -2,6 +2,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from repository import REPOSITORY
 
 from service.recording.environment import checkout, libraries
 
@@ -28,6 +29,10 @@ def test_a_checkout_has_a_commit_and_says_when_files_differ_from_it(tmp_path: Pa
     assert checkout(tmp_path) == {"git_commit": commit, "git_dirty": False}
     (tmp_path / "a.py").write_text("2")
     assert checkout(tmp_path) == {"git_commit": commit, "git_dirty": True}
+
+
+def test_the_checkout_that_is_run_from_is_this_one() -> None:
+    assert checkout() == checkout(REPOSITORY)
 
 
 def test_without_git_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

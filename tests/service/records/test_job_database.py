@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.engine import make_url
 
 from service.records.database import (
     StoreError,
@@ -189,3 +190,22 @@ def test_the_database_s_clock_is_the_time_in_utc(url: str) -> None:
         seconds = connection.scalar(text("SELECT strftime('%s', 'now')"))
     assert abs(now.timestamp() - float(seconds)) < 2
     assert now.utcoffset().total_seconds() == 0
+
+
+def test_a_password_is_read_from_a_file_and_told_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss/word:%1\n")
+    monkeypatch.setenv("RETORT_DB", "postgresql://retort@db:5432/retort")
+    monkeypatch.setenv("RETORT_DB_PASSWORD_FILE", str(file))
+    parsed = make_url(default_url())
+    assert (parsed.username, parsed.password, parsed.host) == ("retort", "p@ss/word:%1", "db")
+    monkeypatch.setenv("RETORT_DB", "postgresql://retort:own@db/retort")
+    assert make_url(default_url()).password == "own", "the URL's own stands"
+    monkeypatch.setenv("RETORT_DB", "sqlite:////x/jobs.db")
+    assert default_url() == "sqlite:////x/jobs.db"
+    monkeypatch.setenv("RETORT_DB", "postgresql://retort@db/retort")
+    file.unlink()
+    with pytest.raises(StoreRefusedError, match="RETORT_DB_PASSWORD_FILE .* cannot be read"):
+        default_url()

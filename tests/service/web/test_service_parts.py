@@ -1,11 +1,13 @@
 """Ranks, metrics, events, cancellation and ETags over HTTP, on both databases."""
 
+import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from service import VERSION
 from service.jobs import Periods, State, job_id
 from service.records.events import EventKind, Said
 from service.records.job_store import JobStore
@@ -251,3 +253,11 @@ def test_prometheus_scrapes_bounded_labels(
     assert any('route="/api/v1/jobs/{job_id}",status="2xx"' in line for line in lines)
     assert any('route="none",status="4xx"' in line for line in lines)
     assert job not in answer.text
+
+
+def test_metrics_say_which_retort_answers_and_what_its_process_takes(client: TestClient) -> None:
+    text = client.get("/metrics").text
+    assert (
+        f'retort_build_info{{python="{platform.python_version()}",version="{VERSION}"}} 1.0' in text
+    )
+    assert "process_resident_memory_bytes " in text

@@ -169,7 +169,7 @@ def test_rude_requests_are_answered_as_problems(
         return raw(base, "\r\n".join(lines).encode("latin-1"))
 
     for answer, status in (
-        (get("/livez", "Host: evil.example"), 400),
+        (get("/metrics", "Host: evil.example"), 400),
         (get("/livez", "Host: 127.0.0.1", "X: " + "y" * 70_000), 431),
         (get("/api/v1/jobs/" + "a" * 60_000), 404),
         (get("/api/v1/jobs/%00"), 404),

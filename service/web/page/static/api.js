@@ -4,6 +4,7 @@ import { find, say } from "./element.js";
 
 const kept = new Map(); // path -> { etag, body }
 const KEY = "retort-token";
+const ROOT = new URL("..", import.meta.url); // wherever a proxy publishes the service
 
 export class Problem extends Error {
   constructor(status, detail) {
@@ -32,7 +33,7 @@ async function send(path, { method = "GET", headers = {} }) {
     const token = sessionStorage.getItem(KEY);
     const all = token ? { ...headers, Authorization: `Bearer ${token}` } : headers;
     // no-store: the ETags are kept here, so that a 304 is seen as one
-    const answer = await fetch(path, { method, headers: all, cache: "no-store" });
+    const answer = await fetch(new URL(path.slice(1), ROOT), { method, headers: all, cache: "no-store" });
     if (answer.ok || answer.status === 304) return answer;
     if (answer.status !== 401) throw await problem(answer);
     // several questions may be under way: the first refused one asks, the others wait for it

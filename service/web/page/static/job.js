@@ -7,7 +7,7 @@ import { bytes, count, counts, fullInstant, instant, percent, rate, span } from 
 import { poll } from "./poll.js";
 import { Ranks } from "./ranks.js";
 
-const API = `/api/v1${location.pathname}`;
+const GIVEN = location.pathname.split("/").at(-1);
 const METRICS_S = 5;
 const IDLE_S = 120;
 const POINTS = 160; // a figure is some 500 pixels wide
@@ -15,6 +15,7 @@ const AT_ONCE = 8; // names in one question for metrics
 
 const charts = new Map(); // title -> Chart
 const ranks = new Ranks(find("ranks"));
+let API = GIVEN.length === 32 ? pathOf(GIVEN) : null;
 let job = null;
 let seenAt = 0;
 let metricsAt = -Infinity;
@@ -23,7 +24,20 @@ let lastEvent = 0;
 const isFinal = () => job.ended !== null;
 const elapsed = () => (isFinal() ? 0 : (performance.now() - seenAt) / 1000);
 
+function pathOf(id) {
+  return `/api/v1/jobs/${id}`;
+}
+
+// The one job whose id begins so.
+async function whole(beginning) {
+  const { body: { jobs } } = await ask(`/api/v1/jobs?id=${beginning}&limit=2`);
+  if (jobs.length === 1) return jobs[0].id;
+  const some = jobs.length ? "several jobs have" : "no job has";
+  throw new Problem(404, `${some} an id that begins with ${beginning}`);
+}
+
 async function look() {
+  API ??= pathOf(await whole(GIVEN));
   const { body, isNew } = await ask(API);
   if (isNew || job === null) {
     job = body;

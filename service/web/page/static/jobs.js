@@ -15,7 +15,7 @@ class Row {
   constructor(id) {
     const cell = (name, title, ...children) =>
       element("td", { class: name, role: "cell", "data-title": title }, ...children);
-    this.link = element("a", { href: `/jobs/${id}` });
+    this.link = element("a", { href: `jobs/${id}` });
     this.id = element("code", {}, id.slice(0, 12));
     this.begun = element("time");
     this.status = element("span", { class: "status" });
