@@ -218,10 +218,12 @@ def train_student(
     place = _device(device)
     with joined(place) as ranks:
         run = start_together(out, settings, training, validation, ranks)
+        if ranks.is_first:
+            _tell_what_is_taught(training, run.recipe)
         recorder = record_job(
             kind="train-student",
             unit="steps",
-            config={**training.settings(settings), "recipe": recipe.stem, "data": data},
+            config={**training.settings(run.recipe), "recipe": recipe.stem, "data": data},
             out=str(out),
             device=str(place),
             rank=ranks.number,
@@ -236,6 +238,22 @@ def train_student(
     shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
     figures = spell({name: summary[name] for name in shown if name in summary})
     print(printable_lines(f"run {out}: {figures}"))
+
+
+def _tell_what_is_taught(training: "TrainingData", settings: "StudentRecipe") -> None:
+    """Print how near the loss on the cache's records comes to that on the teacher's answers."""
+    from service.console.terminal import spell
+
+    if training.cache is None or training.fidelity is None:
+        return
+    words = ", ".join(
+        f"{student} student {spell(found.spelt())}" for student, found in training.fidelity.items()
+    )
+    distill = settings.distill
+    print(
+        f"teacher: k = {training.cache.layout.k}, tau {distill.temperature:g}, {distill.tail}: "
+        f"gradient cosine to the whole teacher: {words}"
+    )
 
 
 def _training_data(

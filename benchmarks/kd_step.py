@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.machine import describe, interleaved, print_ratios
 from student.data.batches import MicroBatch
-from student.loss import SparseTarget
+from student.losses.target import SparseTarget
 from student.recipe import StudentRecipe
 from student.training.trainee import Trainee
 from teacher_cache.recipes.document import parse_recipe

@@ -3,16 +3,20 @@
 N rows, V views.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from student.recipe import StudentRecipe
+from student.losses.criterion import Criterion
+from student.recipe import DistillSection, StudentRecipe
 from teacher_cache.cache.cache import Cache, absent_rows
+from teacher_cache.cache.teacher_sample import read_sample
 from teacher_cache.errors import CacheError, MissingRecords, ReplayRefused
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.loading.renderers import ViewRenderer
+from teacher_cache.verification.fidelity import Fidelity, Student, expected
 from teacher_cache.verification.replay import require_pixels_of
 
 
@@ -31,6 +35,9 @@ class TrainingData:
     reuse_views: bool
     follow_timeout_s: float | None = None
     """How long to wait for views that are still being filled; None: they must be there."""
+    fidelity: Mapping[Student, Fidelity] | None = None
+    """How near the recipe's loss on the cache's records comes to that on the teacher's whole
+    answers, as it was measured before the first block; None where it was not."""
 
     def view_of(self, epoch: int) -> int:
         """The view that an epoch shows."""
@@ -96,7 +103,7 @@ def replayed_data(
     Raises:
         ReplayRefused: other pixel libraries, or views that the recipe wants otherwise.
         MissingRecords: fewer views than epochs, while views.reuse is not set.
-        CacheError: a temperature whose tails the cache does not hold.
+        CacheError: a temperature whose tails the cache does not hold, or a damaged sample.
     """
     cached = cache.manifest.parsed_recipe()
     require_pixels_of(cache, index, accept_pixel_libraries=accept_pixel_libraries)
@@ -124,7 +131,16 @@ def replayed_data(
         temperatures.index(recipe.distill.temperature),
         reuse_views=recipe.views.reuse,
         follow_timeout_s=follow_timeout_s,
+        fidelity=_fidelity(recipe.distill, cache),
     )
+
+
+def _fidelity(distill: DistillSection, cache: Cache) -> Mapping[Student, Fidelity] | None:
+    """Of the paper's loss; caches of earlier versions were not measured."""
+    sample = read_sample(cache)
+    if sample is None or distill.alpha == 0 or distill.loss is not Criterion.KL:
+        return None
+    return expected(sample.measures, distill.temperature, distill.tail)
 
 
 def _require_same_views(recipe: StudentRecipe, cache: Cache) -> None:

@@ -1,9 +1,11 @@
 """`summary.json`: the result of a run that has ended."""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from student.data.plan import Plan
+from student.data.training_data import TrainingData
 from student.models.size import parameter_count
 from student.runs.metrics import last_evaluation
 from student.runs.run import Run
@@ -15,7 +17,9 @@ from teacher_cache.networks.reparam import fold
 from teacher_cache.recipes.document import digest_of
 
 
-def write_summary(run: Run, plan: Plan, trainee: Trainee, state: RunState, device: str) -> None:
+def write_summary(
+    run: Run, data: TrainingData, plan: Plan, trainee: Trainee, state: RunState, device: str
+) -> None:
     """Write it, unless it is there: the first end of a run stands."""
     if run.summary.exists():
         return
@@ -32,8 +36,16 @@ def write_summary(run: Run, plan: Plan, trainee: Trainee, state: RunState, devic
         "alpha": run.recipe.distill.alpha,
         "recipe_digest": digest_of(run.recipe.identity()),
         "data": dict(run.data_digest),
+        **_fidelity(data),
         "device": device,
         "ranks": plan.ranks.count,
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},
     }
     write_atomic(run.summary, json.dumps(summary, indent=1).encode() + b"\n")
+
+
+def _fidelity(data: TrainingData) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+    """How near the loss came to that on the teacher's whole answers, where it was measured."""
+    if data.fidelity is None:
+        return {}
+    return {"gradient_cosine": {name: found.spelt() for name, found in data.fidelity.items()}}

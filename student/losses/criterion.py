@@ -1,0 +1,48 @@
+"""Which loss draws the student to the teacher's answers."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from teacher_cache.record import Tail
+
+
+class Criterion(StrEnum):
+    """The losses that a recipe can name; each is tau^2 times a mean over a micro-batch's rows."""
+
+    KL = "kl"
+    """KL(teacher || student), the paper's."""
+    REVERSE_KL = "reverse_kl"
+    """KL(student || teacher): seeks a mode of the teacher's instead of covering all."""
+    JSD = "jsd"
+    """The Jensen-Shannon divergence: symmetric, at most log 2."""
+    HARD = "hard"
+    """Cross-entropy to the teacher's best class."""
+    DIST = "dist"
+    """Correlation with the teacher over classes and over images."""
+
+
+TAILS: Mapping[Criterion, tuple[Tail, ...]] = {
+    Criterion.KL: tuple(Tail),
+    Criterion.REVERSE_KL: (Tail.UNIFORM, Tail.BUCKET),
+    Criterion.JSD: (Tail.UNIFORM, Tail.BUCKET),
+    Criterion.HARD: tuple(Tail),
+    Criterion.DIST: (Tail.UNIFORM,),
+}
+"""What may stand for the teacher's other classes. Where they have no mass at all the reverse KL is
+infinite; DIST compares columns of classes, and a bucket holds other classes in each row."""
+
+
+def mismatch(criterion: Criterion, tail: Tail, temperature: float) -> str | None:
+    """What is wrong with this choice, and what to choose instead; None where nothing is."""
+    if tail not in TAILS[criterion]:
+        choices = " or ".join(f'"{each}"' for each in TAILS[criterion])
+        return (
+            f'got distill.tail = "{tail}" with distill.loss = "{criterion}", expected {choices}: '
+            "change one of them"
+        )
+    if criterion is Criterion.HARD and temperature != 1.0:
+        return (
+            f'got distill.temperature = {temperature} with distill.loss = "hard", expected 1.0: '
+            "the teacher's best class is the same at every temperature"
+        )
+    return None
