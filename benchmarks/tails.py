@@ -48,7 +48,7 @@ KEPT = (5, 10, 20, 50, 100, 200, 400)
 TEMPERATURES = (1.0, 2.0, 4.0)
 COMPONENTS = (16, 64)
 ARRAYS = ("ids", "logp", "tail")
-OTHERS = (Criterion.REVERSE_KL, Criterion.JSD, Criterion.DIST)
+OTHERS = [each for each in Criterion if each not in (Criterion.KL, Criterion.HARD)]
 BATCH = 50
 
 
@@ -145,7 +145,12 @@ def record_bytes(topk: TopK, classes: int) -> float:
 
 
 def criterion_cosines(
-    logits_VNC: Tensor, topk: TopK, column: int, criterion: Criterion, tail: Tail
+    logits_VNC: Tensor,
+    labels_B: Tensor,
+    topk: TopK,
+    column: int,
+    criterion: Criterion,
+    tail: Tail,
 ) -> dict[Student, Fidelity]:
     """By student, of another loss than KL: records against whole answers in the same loss."""
     tau, logits_BC = TEMPERATURES[column], flat(logits_VNC)
@@ -161,7 +166,7 @@ def criterion_cosines(
         for target in (records, whole):
             leaf_BC = student_BC.clone().requires_grad_()
             log_s_BC = (leaf_BC / tau).log_softmax(1)
-            loss = criterion_mean(log_s_BC, target, tau, tail, criterion)
+            loss = criterion_mean(log_s_BC, target, labels_B, tau, tail, criterion)
             gradients += torch.autograd.grad(loss, leaf_BC)
         found[student] = measured(*gradients)
     return found
@@ -173,7 +178,8 @@ def row(name: str, cells: list[dict[Student, Fidelity]]) -> str:
     return f"| {name} | " + " | ".join(words) + " |"
 
 
-def report(logits_VNC: Tensor) -> None:
+def report(logits_VNC: Tensor, labels_N: Tensor) -> None:
+    labels_B = labels_N.repeat(len(logits_VNC))
     classes = logits_VNC.shape[2]
     columns = range(len(TEMPERATURES))
     logits_BC = flat(logits_VNC).float()
@@ -195,7 +201,7 @@ def report(logits_VNC: Tensor) -> None:
             topk = top_k(logits_BC, k=k, temperatures=TEMPERATURES)
             for tail in TAILS[criterion]:
                 cells = [
-                    criterion_cosines(logits_VNC, topk, column, criterion, tail)
+                    criterion_cosines(logits_VNC, labels_B, topk, column, criterion, tail)
                     for column in columns
                 ]
                 print(row(f"{criterion}, k = {k}, {tail}", cells))
@@ -222,7 +228,7 @@ def main(images: Path, model: str, checkpoint: Path, class_map: Path, views: int
     logits_VNC = answers_of(teacher, index, recipe, views)
     top1 = float((logits_VNC.argmax(2).numpy() == index.labels).mean())
     print(f"tails: {model}, {len(index)} images x {views} views, top-1 of the views {top1:.1%}")
-    report(logits_VNC)
+    report(logits_VNC, torch.from_numpy(index.labels))
 
 
 if __name__ == "__main__":

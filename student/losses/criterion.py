@@ -19,6 +19,10 @@ class Criterion(StrEnum):
     """Cross-entropy to the teacher's best class."""
     DIST = "dist"
     """Correlation with the teacher over classes and over images."""
+    DKD = "dkd"
+    """KL of label against others, and of the others among themselves, weighed apart."""
+    STANDARDIZED = "standardized"
+    """KL of logits that have mean 0 and deviation 1 in every row."""
 
 
 TAILS: Mapping[Criterion, tuple[Tail, ...]] = {
@@ -27,9 +31,11 @@ TAILS: Mapping[Criterion, tuple[Tail, ...]] = {
     Criterion.JSD: (Tail.UNIFORM, Tail.BUCKET),
     Criterion.HARD: tuple(Tail),
     Criterion.DIST: (Tail.UNIFORM,),
+    Criterion.DKD: (Tail.UNIFORM,),
+    Criterion.STANDARDIZED: (Tail.UNIFORM,),
 }
 """What may stand for the teacher's other classes. Where they have no mass at all the reverse KL is
-infinite; DIST compares columns of classes, and a bucket holds other classes in each row."""
+infinite; the last three need every class by itself, and a bucket is none."""
 
 
 def mismatch(criterion: Criterion, tail: Tail, temperature: float) -> str | None:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from student.losses.criterion import Criterion, mismatch
+from student.losses.decoupled import dkd
 from student.losses.divergences import hard, jsd, kl, reverse_kl
 from student.losses.relations import dist
+from student.losses.standardized import standardized
 from student.losses.target import FLOOR, SparseTarget
 from teacher_cache.record import Tail
 
@@ -73,18 +75,24 @@ def distillation_loss(
     else:
         log_s_BC = torch.log_softmax(logits_BC / temperature, dim=1).clamp(min=FLOOR)
     # tau^2 keeps the gradient's size when tau changes (Hinton et al. 2015, sec. 2).
-    kd = temperature**2 * criterion_mean(log_s_BC, target, temperature, tail, criterion)
+    kd = temperature**2 * criterion_mean(log_s_BC, target, labels_B, temperature, tail, criterion)
     return Loss(total=(1.0 - alpha) * ce + alpha * kd, ce=ce, kd=kd)
 
 
 def criterion_mean(
-    log_s_BC: Tensor, target: SparseTarget, temperature: float, tail: Tail, criterion: Criterion
+    log_s_BC: Tensor,
+    target: SparseTarget,
+    labels_B: Tensor,
+    temperature: float,
+    tail: Tail,
+    criterion: Criterion,
 ) -> Tensor:
     """A criterion's mean over the rows, without tau^2: 0-d, in the student's float type.
 
     Args:
         log_s_BC: the student's log-probabilities at `temperature`, finite.
         target: the teacher's records.
+        labels_B: int64 class ids.
         temperature: tau.
         tail: one that the criterion takes.
         criterion: which.
@@ -100,6 +108,10 @@ def criterion_mean(
             return hard(log_s_BC, target).mean()
         case Criterion.DIST:
             return dist(log_s_BC, target, temperature)
+        case Criterion.DKD:
+            return dkd(log_s_BC, target, labels_B, temperature).mean()
+        case Criterion.STANDARDIZED:
+            return standardized(log_s_BC, target, temperature).mean()
 
 
 def _check(

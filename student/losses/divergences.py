@@ -37,7 +37,7 @@ def kl(log_s_BC: Tensor, target: SparseTarget, temperature: float, tail: Tail) -
 
 
 def reverse_kl(log_s_BC: Tensor, target: SparseTarget, temperature: float, tail: Tail) -> Tensor:
-    """Sum s (log s - log q), as MiniLLM distils (arXiv 2306.08543, eq. 1).
+    """Sum s (log s - log q), as MiniLLM distils (arXiv 2306.08543).
 
     `tail` is bucket or uniform.
     """
@@ -46,7 +46,7 @@ def reverse_kl(log_s_BC: Tensor, target: SparseTarget, temperature: float, tail:
 
 
 def jsd(log_s_BC: Tensor, target: SparseTarget, temperature: float, tail: Tail) -> Tensor:
-    """(KL(q || m) + KL(s || m)) / 2 with m = (q + s) / 2 (Lin 1991; arXiv 2306.13649, eq. 1).
+    """(KL(q || m) + KL(s || m)) / 2 with m = (q + s) / 2 (Lin 1991; in GKD, arXiv 2306.13649).
 
     `tail` is bucket or uniform.
     """
@@ -56,7 +56,7 @@ def jsd(log_s_BC: Tensor, target: SparseTarget, temperature: float, tail: Tail) 
 
 
 def hard(log_s_BC: Tensor, target: SparseTarget) -> Tensor:
-    """-log s of the teacher's best class: DeiT's hard distillation (arXiv 2012.12877, eq. 3).
+    """-log s of the teacher's best class: DeiT's hard distillation (arXiv 2012.12877).
 
     `log_s_BC` is at temperature 1.
     """

@@ -53,13 +53,23 @@ def with_bucket(log_s_BC: Tensor, ids_BK: Tensor) -> Tensor:
     return torch.cat([log_s_BC.gather(1, ids_BK), log_s_tail_B1], dim=1)
 
 
+def spread_evenly(log_s_BC: Tensor, target: SparseTarget, temperature: float) -> Tensor:
+    """[B, C] the teacher's log-probabilities at a temperature, its tail in equal parts."""
+    kept, classes = target.ids_BK.shape[1], log_s_BC.shape[1]
+    if kept == classes:
+        kept_BK = target.kept_at(temperature, log_s_BC)
+        return torch.zeros_like(log_s_BC).scatter(1, target.ids_BK, kept_BK)
+    log_q_BL = target.all_at(temperature, log_s_BC)
+    even_B1 = log_q_BL[:, kept:] - math.log(classes - kept)
+    return even_B1.expand_as(log_s_BC).scatter(1, target.ids_BK, log_q_BL[:, :kept])
+
+
 def same_events(
     log_s_BC: Tensor, target: SparseTarget, temperature: float, tail: Tail
 ) -> tuple[Tensor, Tensor]:
     """Teacher's and student's log-probabilities of the same events.
 
-    Of the kept classes and one bucket, [B, L]; of every class, the tail spread evenly, [B, C]; or
-    of the kept classes, [B, K], where these are all.
+    Of the kept classes and one bucket, [B, L], or of every class, [B, C].
 
     Args:
         log_s_BC: the student's log-probabilities at `temperature`.
@@ -67,11 +77,6 @@ def same_events(
         temperature: of both.
         tail: `Tail.BUCKET`; or anything else for an even tail.
     """
-    kept, classes = target.ids_BK.shape[1], log_s_BC.shape[1]
-    if kept == classes:
-        return target.kept_at(temperature, log_s_BC), log_s_BC.gather(1, target.ids_BK)
-    log_q_BL = target.all_at(temperature, log_s_BC)
-    if tail is Tail.BUCKET:
-        return log_q_BL, with_bucket(log_s_BC, target.ids_BK)
-    even_B1 = log_q_BL[:, kept:] - math.log(classes - kept)
-    return even_B1.expand_as(log_s_BC).scatter(1, target.ids_BK, log_q_BL[:, :kept]), log_s_BC
+    if tail is Tail.BUCKET and target.ids_BK.shape[1] < log_s_BC.shape[1]:
+        return target.all_at(temperature, log_s_BC), with_bucket(log_s_BC, target.ids_BK)
+    return spread_evenly(log_s_BC, target, temperature), log_s_BC

@@ -256,16 +256,17 @@ def _audit_block(
     renderer = ViewRenderer.of(index, recipe.views)
     parts: dict[str, list[Any]] = defaultdict(list)
     for start in range(0, len(rows), batch):
-        images = render_here(renderer, Request(rows[start : start + batch], (block.view,)))
+        views = (block.view, block.view + 1)  # the next view's answer is a trained student's
+        images = render_here(renderer, Request(rows[start : start + batch], views))
         _require_readable(index, images)
-        logits_BC = teacher.logits_of_batch(images.pixels_GBHWC[0], batch).cpu()
+        logits_BC, another_BC = (
+            teacher.logits_of_batch(pixels_BHWC, batch).cpu() for pixels_BHWC in images.pixels_GBHWC
+        )
         _compare_images(cache, index, images, slab, parts)
         own = images.request.rows - cache.rows(block.shard).start
         records = _records(slab, own)
         for name, value in _compare_answers(logits_BC, records, recipe).items():
             parts[name].append(value)
-        another = render_here(renderer, Request(images.request.rows, (block.view + 1,)))
-        another_BC = teacher.logits_of_batch(another.pixels_GBHWC[0], batch).cpu()
         cosines, lost = _compare_training(logits_BC, another_BC, records, recipe)
         parts["cosines"].append(cosines)
         parts["lost"].append(lost)
@@ -304,7 +305,9 @@ def _compare_images(
     changed = cache.sources.differing(images.request.rows, images.sources_B)
     parts["images"] += [index.keys[row] for row in changed]
     first = cache.rows(int(images.request.rows[0]) // cache.layout.rows_per_shard).start
-    own = {(view, row - first): crc for (view, row), crc in images.checks.items()}
+    own = {
+        (view, row - first): crc for (view, row), crc in images.checks.items() if view == slab.view
+    }
     parts["checked"] += list(own)
     parts["pixels"] += [
         f"view {slab.view}, {index.keys[row + first]}" for row in differing_pixels(own, slab.check)

@@ -10,6 +10,7 @@ another view of the same image.
 B rows, K kept classes, L = K + 1 with the tail, C classes.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -89,7 +90,7 @@ def drawn_to(log_s_BC: Tensor, ids_BK: Tensor, log_q_BL: Tensor, tail: Tail) -> 
         others_BC = log_tail_B1 + log_s_BC - log_rest_BC.logsumexp(1, keepdim=True)
     elif tail is Tail.UNIFORM:
         others = max(log_s_BC.shape[1] - kept, 1)
-        others_BC = (log_tail_B1 - float(np.log(others))).expand_as(log_s_BC)
+        others_BC = (log_tail_B1 - math.log(others)).expand_as(log_s_BC)
     else:
         others_BC = torch.full_like(log_s_BC, -torch.inf)
     return others_BC.scatter(1, ids_BK, log_q_BK)
@@ -104,7 +105,8 @@ def gradient(log_s_BC: Tensor, log_q_BC: Tensor) -> Tensor:
 def cosine(one_BC: Tensor, other_BC: Tensor) -> Tensor:
     """[B] the cosine of the angle between rows; NaN where one of them has no direction."""
     norms_B = one_BC.norm(dim=1) * other_BC.norm(dim=1)
-    return torch.where(norms_B > 0, (one_BC * other_BC).sum(1) / norms_B, torch.nan)
+    cosines_B = ((one_BC * other_BC).sum(1) / norms_B).clamp(-1, 1)
+    return torch.where(norms_B > 0, cosines_B, torch.nan)
 
 
 def fidelities(
@@ -155,10 +157,13 @@ def to_measures(found: Mapping[tuple[float, Tail, Student], Fidelity | None]) ->
 def expected(
     measures: Mapping[str, float], tau: float, tail: Tail
 ) -> dict[Student, Fidelity] | None:
-    """What a cache's sample says of a temperature and treatment; None where it was not measured."""
+    """What a cache's sample says of a temperature and treatment; None where it was not measured.
+
+    Numbers that are no cosines are taken for none: a stranger may have written them.
+    """
     found = {}
     for student in Student:
         names = [measure_name(tau, tail, student, statistic) for statistic in STATISTICS]
-        if all(name in measures for name in names):
+        if all(-1 <= measures.get(name, math.nan) <= 1 for name in names):
             found[student] = Fidelity(*(measures[name] for name in names))
     return found or None

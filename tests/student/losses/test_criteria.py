@@ -1,6 +1,7 @@
 """Each loss to the teacher: that of whole answers where all classes are kept, in float64."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -41,7 +42,12 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
     )
 
 
-def whole(criterion: Criterion, log_s: Tensor, log_q: Tensor) -> Tensor:
+def labels_of(logits: Tensor) -> Tensor:
+    """A label a row."""
+    return torch.arange(len(logits)) % logits.shape[1]
+
+
+def whole(criterion: Criterion, log_s: Tensor, log_q: Tensor, tau: float) -> Tensor:
     """The loss on whole answers, written with what torch has."""
     s, q = log_s.exp(), log_q.exp()
     if criterion is Criterion.KL:
@@ -55,6 +61,24 @@ def whole(criterion: Criterion, log_s: Tensor, log_q: Tensor) -> Tensor:
         ) / 2
     if criterion is Criterion.HARD:
         return F.cross_entropy(log_s, log_q.argmax(dim=1))
+    if criterion is Criterion.DKD:
+        rows, label = torch.arange(len(s)), labels_of(s)
+        pairs, others = [], []
+        for p in (q, s):
+            of_label = p[rows, label]
+            pairs.append(torch.stack([of_label, 1 - of_label], 1).log())
+            rest = p[F.one_hot(label, p.shape[1]) == 0].reshape(len(p), -1)
+            others.append((rest / rest.sum(1, keepdim=True)).log())
+        kl = partial(F.kl_div, reduction="batchmean", log_target=True)
+        return kl(pairs[1], pairs[0]) + 2 * kl(others[1], others[0])
+    if criterion is Criterion.STANDARDIZED:
+        log_q, log_s = (
+            torch.log_softmax(
+                (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True, correction=0) / tau, dim=1
+            )
+            for x in (log_q, log_s)
+        )
+        return F.kl_div(log_s, log_q.exp(), reduction="batchmean")
     return 2 - pearson(s, q).mean() - pearson(s.T, q.T).mean()
 
 
@@ -82,9 +106,11 @@ def test_with_every_class_kept_each_loss_and_treatment_is_that_of_whole_answers(
     assert target.tail_B.isneginf().all()
     leaf = logits.requires_grad_()
     log_s = torch.log_softmax(leaf / tau, dim=1)
-    got = with_gradient(criterion_mean(log_s, target, tau, tail, criterion), leaf)
+    got = with_gradient(criterion_mean(log_s, target, labels_of(log_s), tau, tail, criterion), leaf)
     log_s = torch.log_softmax(leaf / tau, dim=1)
-    expected = with_gradient(whole(criterion, log_s, torch.log_softmax(teacher / tau, 1)), leaf)
+    expected = with_gradient(
+        whole(criterion, log_s, torch.log_softmax(teacher / tau, 1), tau), leaf
+    )
     torch.testing.assert_close(got, expected)
 
 
@@ -102,9 +128,11 @@ def test_an_even_tail_is_a_whole_teacher_whose_other_classes_are_alike(
     logits, teacher, target = case(seed, 4, classes, data.draw(st.integers(1, classes - 1)), tau)
     leaf = logits.requires_grad_()
     log_s = torch.log_softmax(leaf / tau, dim=1)
-    got = with_gradient(criterion_mean(log_s, target, tau, Tail.UNIFORM, criterion), leaf)
+    got = with_gradient(
+        criterion_mean(log_s, target, labels_of(log_s), tau, Tail.UNIFORM, criterion), leaf
+    )
     log_s = torch.log_softmax(leaf / tau, dim=1)
-    expected = with_gradient(whole(criterion, log_s, spread(teacher, target, tau)), leaf)
+    expected = with_gradient(whole(criterion, log_s, spread(teacher, target, tau), tau), leaf)
     torch.testing.assert_close(got, expected)
 
 
@@ -119,9 +147,11 @@ def test_a_bucket_is_one_more_class_for_both(
     for log_all in (torch.log_softmax(leaf / tau, 1), torch.log_softmax(teacher / tau, 1)):
         kept = log_all.gather(1, target.ids_BK)
         merged.append(torch.cat([kept, torch.log1p(-kept.exp().sum(1, keepdim=True))], 1))
-    expected = with_gradient(whole(criterion, *merged), leaf)
+    expected = with_gradient(whole(criterion, *merged, tau), leaf)
     log_s = torch.log_softmax(leaf / tau, dim=1)
-    got = with_gradient(criterion_mean(log_s, target, tau, Tail.BUCKET, criterion), leaf)
+    got = with_gradient(
+        criterion_mean(log_s, target, labels_of(log_s), tau, Tail.BUCKET, criterion), leaf
+    )
     torch.testing.assert_close(got, expected)
 
 
@@ -130,7 +160,7 @@ def test_a_bucket_is_one_more_class_for_both(
 def test_the_hard_loss_needs_one_class(seed: int, classes: int, data: st.DataObject) -> None:
     logits, teacher, target = case(seed, 4, classes, data.draw(st.integers(1, classes)), 1.0)
     log_s = torch.log_softmax(logits, dim=1)
-    got = criterion_mean(log_s, target, 1.0, Tail.UNIFORM, Criterion.HARD)
+    got = criterion_mean(log_s, target, labels_of(log_s), 1.0, Tail.UNIFORM, Criterion.HARD)
     torch.testing.assert_close(got, F.cross_entropy(logits, teacher.argmax(dim=1)))
 
 
@@ -144,13 +174,13 @@ def test_a_student_that_says_what_the_teacher_says_has_nothing_to_lose(
         return
     _, teacher, target = case(seed, 4, 12, 12, tau)
     log_s = torch.log_softmax(teacher / tau, dim=1)
-    assert abs(criterion_mean(log_s, target, tau, tail, criterion).item()) < 1e-12
+    assert abs(criterion_mean(log_s, target, labels_of(log_s), tau, tail, criterion).item()) < 1e-12
 
 
 def test_of_one_row_dist_compares_classes_alone() -> None:
     logits, teacher, target = case(0, 1, 8, 8, 1.0)
     log_s = torch.log_softmax(logits, dim=1)
-    got = criterion_mean(log_s, target, 1.0, Tail.UNIFORM, Criterion.DIST)
+    got = criterion_mean(log_s, target, labels_of(log_s), 1.0, Tail.UNIFORM, Criterion.DIST)
     expected = 2 - pearson(log_s.exp(), teacher.exp()).mean()
     torch.testing.assert_close(got, expected)
 
@@ -158,7 +188,7 @@ def test_of_one_row_dist_compares_classes_alone() -> None:
 def test_the_jensen_shannon_divergence_is_at_most_log_2() -> None:
     certain = torch.tensor([[0.0, -1e4]], dtype=torch.float64)
     target = SparseTarget(torch.tensor([[1, 0]]), certain, torch.tensor([-math.inf]))
-    got = criterion_mean(certain, target, 1.0, Tail.UNIFORM, Criterion.JSD)
+    got = criterion_mean(certain, target, labels_of(certain), 1.0, Tail.UNIFORM, Criterion.JSD)
     assert got.item() == pytest.approx(math.log(2))
 
 

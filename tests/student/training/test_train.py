@@ -531,7 +531,7 @@ def test_too_few_classes_for_a_temperature_are_warned_of_with_the_cosine(
     assert not caplog.records, "the measure is that of the paper's loss"
 
 
-@pytest.mark.parametrize("loss", ["reverse_kl", "jsd", "hard", "dist"])
+@pytest.mark.parametrize("loss", ["reverse_kl", "jsd", "hard", "dist", "dkd", "standardized"])
 def test_the_other_losses_train_too(scans, filled, tmp_path, loss):
     run = trained(
         tmp_path / "run", scans, filled.place.root, distill__loss=loss, schedule__epochs=1

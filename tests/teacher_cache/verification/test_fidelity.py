@@ -136,3 +136,5 @@ def test_what_a_cache_keeps_is_found_again_by_temperature_and_tail():
     assert expected(measures, 2.0, Tail.UNIFORM) is None
     assert expected(measures, 1.0, Tail.BUCKET) is None
     assert expected({}, 2.0, Tail.BUCKET) is None
+    for forged in (math.nan, math.inf, 1.5):
+        assert expected(dict.fromkeys(measures, forged), 2.0, Tail.BUCKET) is None
