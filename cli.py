@@ -242,16 +242,15 @@ def train_student(
 
 def _tell_what_is_taught(training: "TrainingData", settings: "StudentRecipe") -> None:
     """Print how near the loss on the cache's records comes to that on the teacher's answers."""
-    from service.console.terminal import spell
-
     if training.cache is None or training.fidelity is None:
         return
     words = ", ".join(
-        f"{student} student {spell(found.spelt())}" for student, found in training.fidelity.items()
+        f"{student} {found.mean:.4f} (5%: {found.low:.4f})"
+        for student, found in training.fidelity.items()
     )
     distill = settings.distill
     print(
-        f"teacher: k = {training.cache.layout.k}, tau {distill.temperature:g}, {distill.tail}: "
+        f"teacher: k = {training.cache.layout.k}, tau {distill.temperature:g}, {distill.tail}; "
         f"gradient cosine to the whole teacher: {words}"
     )
 

@@ -97,6 +97,7 @@ def print_losses(step_s: float) -> None:
         contestants |= {
             f"{criterion}, {tail}, k = {k}": partial(once, target, criterion=criterion, tail=tail)
             for criterion in Criterion
+            if criterion is not Criterion.STANDARDIZED  # of all classes alone
             for tail in TAILS[criterion]
             if tail in (Tail.UNIFORM, Tail.BUCKET)
         }

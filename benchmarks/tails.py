@@ -48,7 +48,10 @@ KEPT = (5, 10, 20, 50, 100, 200, 400)
 TEMPERATURES = (1.0, 2.0, 4.0)
 COMPONENTS = (16, 64)
 ARRAYS = ("ids", "logp", "tail")
-OTHERS = [each for each in Criterion if each not in (Criterion.KL, Criterion.HARD)]
+OTHERS = {
+    **{each: TAILS[each] for each in Criterion if each not in (Criterion.KL, Criterion.HARD)},
+    Criterion.STANDARDIZED: (Tail.UNIFORM,),  # what training refuses, since it is another loss
+}
 BATCH = 50
 
 
@@ -196,10 +199,10 @@ def report(logits_VNC: Tensor, labels_N: Tensor) -> None:
         for tail in Tail:
             cells = [cosines(logits_VNC, topk, column, tail) for column in columns]
             print(row(f"k = {k}, {tail}", cells))
-    for criterion in OTHERS:
+    for criterion, tails in OTHERS.items():
         for k in (10, 20, 50, 200):
             topk = top_k(logits_BC, k=k, temperatures=TEMPERATURES)
-            for tail in TAILS[criterion]:
+            for tail in tails:
                 cells = [
                     criterion_cosines(logits_VNC, labels_B, topk, column, criterion, tail)
                     for column in columns

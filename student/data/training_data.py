@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from student.losses.criterion import Criterion
+from student.losses.criterion import Criterion, lack
 from student.recipe import DistillSection, StudentRecipe
 from teacher_cache.cache.cache import Cache, absent_rows
 from teacher_cache.cache.teacher_sample import read_sample
@@ -103,7 +103,8 @@ def replayed_data(
     Raises:
         ReplayRefused: other pixel libraries, or views that the recipe wants otherwise.
         MissingRecords: fewer views than epochs, while views.reuse is not set.
-        CacheError: a temperature whose tails the cache does not hold, or a damaged sample.
+        CacheError: a temperature whose tails the cache does not hold, a loss that needs classes
+            which it does not keep, or a damaged sample.
     """
     cached = cache.manifest.parsed_recipe()
     require_pixels_of(cache, index, accept_pixel_libraries=accept_pixel_libraries)
@@ -120,6 +121,8 @@ def replayed_data(
             f"distill.temperature is {recipe.distill.temperature}, the cache holds tails for "
             f"{', '.join(map(str, temperatures))}: choose one of these, or fill a cache with it"
         )
+    if wrong := lack(recipe.distill.loss, cached.topk.k, cache.manifest.class_count):
+        raise CacheError(wrong)
     renderer = ViewRenderer.of(index, cached.views, recipe.student.size)
     absent = absent_rows(cache)
     return TrainingData(

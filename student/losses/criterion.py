@@ -22,7 +22,7 @@ class Criterion(StrEnum):
     DKD = "dkd"
     """KL of label against others, and of the others among themselves, weighed apart."""
     STANDARDIZED = "standardized"
-    """KL of logits that have mean 0 and deviation 1 in every row."""
+    """KL of logits that have mean 0 and deviation 1 in every row; it needs all of them."""
 
 
 TAILS: Mapping[Criterion, tuple[Tail, ...]] = {
@@ -32,10 +32,10 @@ TAILS: Mapping[Criterion, tuple[Tail, ...]] = {
     Criterion.HARD: tuple(Tail),
     Criterion.DIST: (Tail.UNIFORM,),
     Criterion.DKD: (Tail.UNIFORM,),
-    Criterion.STANDARDIZED: (Tail.UNIFORM,),
+    Criterion.STANDARDIZED: tuple(Tail),
 }
 """What may stand for the teacher's other classes. Where they have no mass at all the reverse KL is
-infinite; the last three need every class by itself, and a bucket is none."""
+infinite; DIST and DKD need every class by itself, and a bucket is none."""
 
 
 def mismatch(criterion: Criterion, tail: Tail, temperature: float) -> str | None:
@@ -52,3 +52,14 @@ def mismatch(criterion: Criterion, tail: Tail, temperature: float) -> str | None
             "the teacher's best class is the same at every temperature"
         )
     return None
+
+
+def lack(criterion: Criterion, kept: int, classes: int) -> str | None:
+    """What records of so many classes lack for a criterion, and what to do; None for nothing."""
+    if criterion is not Criterion.STANDARDIZED or kept == classes:
+        return None
+    # with a guess for the others its gradient points elsewhere: docs/loss.md
+    return (
+        f'distill.loss = "standardized" needs mean and deviation of all {classes} logits, the '
+        f"cache keeps the best {kept}: fill one with topk.k = {classes}, or choose another loss"
+    )

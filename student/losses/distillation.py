@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from student.losses.criterion import Criterion, mismatch
+from student.losses.criterion import Criterion, lack, mismatch
 from student.losses.decoupled import dkd
 from student.losses.divergences import hard, jsd, kl, reverse_kl
 from student.losses.relations import dist
@@ -58,7 +58,7 @@ def distillation_loss(
 
     Raises:
         ValueError: alpha or temperature out of range, no target with alpha > 0, shapes that do
-            not fit together, a tail or temperature that the criterion does not take.
+            not fit together, a tail, a temperature or records that the criterion does not take.
     """
     _check(logits_BC, target, alpha=alpha, temperature=temperature)
     if wrong := mismatch(criterion, tail, temperature):
@@ -68,6 +68,10 @@ def distillation_loss(
     logits_BC = logits_BC - logits_BC.detach().amax(dim=1, keepdim=True)
     log_s1_BC = torch.log_softmax(logits_BC, dim=1).clamp(min=FLOOR)
     ce = -log_s1_BC.gather(1, labels_B[:, None]).mean()
+    if target is not None and (
+        wrong := lack(criterion, target.ids_BK.shape[1], logits_BC.shape[1])
+    ):
+        raise ValueError(wrong)
     if target is None:
         return Loss(total=ce, ce=ce, kd=ce.new_zeros(()))
     if temperature == 1.0:

@@ -13,12 +13,12 @@ def standardized(log_s_BC: Tensor, target: SparseTarget, temperature: float) -> 
     """KL(softmax(Z(teacher) / tau) || softmax(Z(student) / tau)) (arXiv 2403.01427), nats [B].
 
     Z(z) = (z - mean) / standard deviation, over a row's classes. It is the same for logits and for
-    log-probabilities at any temperature. The teacher's other classes share the tail evenly, which
-    makes its deviation smaller than it is.
+    log-probabilities at any temperature. Mean and deviation are those of all classes: a guess for
+    some of them is no substitute.
 
     Args:
         log_s_BC: the student's log-probabilities at `temperature`.
-        target: the teacher's records.
+        target: the teacher's records of every class.
         temperature: tau.
     """
     log_q_BC = floored(_standard(spread_evenly(log_s_BC, target, temperature)) / temperature)

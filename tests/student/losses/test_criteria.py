@@ -118,7 +118,7 @@ def test_with_every_class_kept_each_loss_and_treatment_is_that_of_whole_answers(
     seeds,
     st.integers(4, 30),
     taus,
-    st.sampled_from([c for c in Criterion if c is not Criterion.HARD]),
+    st.sampled_from([c for c in Criterion if c not in (Criterion.HARD, Criterion.STANDARDIZED)]),
     st.data(),
 )
 @settings(deadline=None)
@@ -214,3 +214,12 @@ def test_what_a_loss_cannot_be_computed_from_is_refused_by_name(
             tail=Tail(tail), criterion=Criterion(criterion),
         )  # fmt: skip
     assert mismatch(Criterion(criterion), TAILS[Criterion(criterion)][0], 1.0) is None
+
+
+def test_standardized_logits_of_some_classes_are_refused() -> None:
+    logits, _, target = case(0, 2, 8, 7, 1.0)
+    labels = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="deviation of all 8 logits, the cache keeps the best 7"):
+        distillation_loss(
+            logits, labels, target, alpha=0.5, temperature=1.0, criterion=Criterion.STANDARDIZED
+        )

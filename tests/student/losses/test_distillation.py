@@ -191,10 +191,13 @@ def test_loss_and_gradient_are_finite_however_extreme_the_logits(
     criterion, tail = choice
     tau = 1.0 if criterion is Criterion.HARD else tau
     leaf = torch.tensor([logits]).requires_grad_()
+    ids, mass = [4, 0, 2], tail_mass
+    if criterion is Criterion.STANDARDIZED:  # it needs every class
+        ids, logp, mass = [4, 0, 2, 1, 5, 3], [*logp, *reversed(logp)], -math.inf
     target = SparseTarget(
-        ids_BK=torch.tensor([[4, 0, 2]]),
+        ids_BK=torch.tensor([ids]),
         logp_BK=torch.tensor([logp]),
-        tail_B=torch.tensor([tail_mass]),
+        tail_B=torch.tensor([mass]),
     )
     labels = torch.tensor([1])
     loss = distillation_loss(

@@ -531,13 +531,21 @@ def test_too_few_classes_for_a_temperature_are_warned_of_with_the_cosine(
     assert not caplog.records, "the measure is that of the paper's loss"
 
 
-@pytest.mark.parametrize("loss", ["reverse_kl", "jsd", "hard", "dist", "dkd", "standardized"])
+@pytest.mark.parametrize("loss", ["reverse_kl", "jsd", "hard", "dist", "dkd"])
 def test_the_other_losses_train_too(scans, filled, tmp_path, loss):
     run = trained(
         tmp_path / "run", scans, filled.place.root, distill__loss=loss, schedule__epochs=1
     )
     with pytest.raises(RunError, match=f"distill.loss: {loss} there, None asked for"):
         job(run.folder, scans, filled.place.root, schedule__epochs=1)
+
+
+def test_standardized_logits_need_a_cache_of_all_classes(scans, filled, tmp_path):
+    changes = {"distill__loss": "standardized", "schedule__epochs": 1}
+    with pytest.raises(CacheError, match="of all 3 logits, the cache keeps the best 2: fill one"):
+        job(tmp_path / "run", scans, filled.place.root, **changes)
+    whole = fill_cache(tmp_path / "cache", scans / "train", cache_recipe(topk__k=3))
+    trained(tmp_path / "run", scans, whole.place.root, **changes)
 
 
 def test_bfloat16_trains_and_is_another_run_than_float32(scans, tmp_path):
