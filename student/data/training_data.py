@@ -4,7 +4,7 @@ N rows, V views.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,21 @@ class TrainingData:
     reuse_views: bool
     follow_timeout_s: float | None = None
     """How long to wait for views that are still being filled; None: they must be there."""
-    fidelity: Mapping[Student, Fidelity] | None = None
-    """How near the recipe's loss on the cache's records comes to that on the teacher's whole
-    answers, as it was measured before the first block; None where it was not."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the cache's sample measured; nothing in caches of earlier versions."""
 
     def view_of(self, epoch: int) -> int:
         """The view that an epoch shows."""
         return epoch % self.cache.view_count if self.cache and self.reuse_views else epoch
+
+    def fidelity(self, distill: DistillSection) -> Mapping[Student, Fidelity] | None:
+        """How near the loss on the cache's records comes to that on the teacher's whole answers.
+
+        None where it was not measured: of earlier caches, and of other losses than the paper's.
+        """
+        if distill.alpha == 0 or distill.loss is not Criterion.KL:
+            return None
+        return expected(self.measures, distill.temperature, distill.tail)
 
     def settings(self, recipe: StudentRecipe) -> dict[str, Any]:
         """A recipe's settings as they take effect: the size is filled in, the views the cache's."""
@@ -124,7 +132,7 @@ def replayed_data(
     if wrong := lack(recipe.distill.loss, cached.topk.k, cache.manifest.class_count):
         raise CacheError(wrong)
     renderer = ViewRenderer.of(index, cached.views, recipe.student.size)
-    absent = absent_rows(cache)
+    absent, sample = absent_rows(cache), read_sample(cache)
     return TrainingData(
         index,
         renderer,
@@ -134,16 +142,8 @@ def replayed_data(
         temperatures.index(recipe.distill.temperature),
         reuse_views=recipe.views.reuse,
         follow_timeout_s=follow_timeout_s,
-        fidelity=_fidelity(recipe.distill, cache),
+        measures=sample.measures if sample else {},
     )
-
-
-def _fidelity(distill: DistillSection, cache: Cache) -> Mapping[Student, Fidelity] | None:
-    """Of the paper's loss; caches of earlier versions were not measured."""
-    sample = read_sample(cache)
-    if sample is None or distill.alpha == 0 or distill.loss is not Criterion.KL:
-        return None
-    return expected(sample.measures, distill.temperature, distill.tail)
 
 
 def _require_same_views(recipe: StudentRecipe, cache: Cache) -> None:

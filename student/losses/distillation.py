@@ -68,12 +68,10 @@ def distillation_loss(
     logits_BC = logits_BC - logits_BC.detach().amax(dim=1, keepdim=True)
     log_s1_BC = torch.log_softmax(logits_BC, dim=1).clamp(min=FLOOR)
     ce = -log_s1_BC.gather(1, labels_B[:, None]).mean()
-    if target is not None and (
-        wrong := lack(criterion, target.ids_BK.shape[1], logits_BC.shape[1])
-    ):
-        raise ValueError(wrong)
     if target is None:
         return Loss(total=ce, ce=ce, kd=ce.new_zeros(()))
+    if wrong := lack(criterion, target.ids_BK.shape[1], logits_BC.shape[1]):
+        raise ValueError(wrong)
     if temperature == 1.0:
         log_s_BC = log_s1_BC
     else:

@@ -1,7 +1,6 @@
 """`summary.json`: the result of a run that has ended."""
 
 import json
-from collections.abc import Mapping
 from importlib.metadata import version
 
 from student.data.plan import Plan
@@ -24,6 +23,7 @@ def write_summary(
     if run.summary.exists():
         return
     network = load_network(run)
+    fidelity = data.fidelity(run.recipe.distill) or {}
     summary = {
         "model": run.recipe.student.model,
         **last_evaluation(run.metrics, state.step),
@@ -36,16 +36,9 @@ def write_summary(
         "alpha": run.recipe.distill.alpha,
         "recipe_digest": digest_of(run.recipe.identity()),
         "data": dict(run.data_digest),
-        **_fidelity(data),
+        "gradient_cosine": {student: each.spelt() for student, each in fidelity.items()},
         "device": device,
         "ranks": plan.ranks.count,
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},
     }
     write_atomic(run.summary, json.dumps(summary, indent=1).encode() + b"\n")
-
-
-def _fidelity(data: TrainingData) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
-    """How near the loss came to that on the teacher's whole answers, where it was measured."""
-    if data.fidelity is None:
-        return {}
-    return {"gradient_cosine": {name: found.spelt() for name, found in data.fidelity.items()}}

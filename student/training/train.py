@@ -283,7 +283,7 @@ def _warn_of_a_long_average(recipe: StudentRecipe, plan: Plan) -> None:
 
 def _warn_of_another_loss(recipe: StudentRecipe, data: TrainingData) -> None:
     """Too few classes for a temperature: the tail decides what is trained, not the teacher."""
-    distill, found = recipe.distill, data.fidelity
+    distill, found = recipe.distill, data.fidelity(recipe.distill)
     if data.cache is None or found is None:
         return
     worst = min(found, key=lambda student: found[student].mean)
