@@ -223,7 +223,6 @@ def train_student(
     Several GPUs: torchrun --nproc-per-node N cli.py train-student ...; each takes its share of
     every batch.
     """
-    from service.console.terminal import spell
     from service.recording.recorder import record_job
     from student.ranks import joined
     from student.recipe import StudentRecipe
@@ -241,10 +240,12 @@ def train_student(
     place = _device(device)
     with joined(place) as ranks:
         run = start_together(out, settings, training, validation, ranks)
+        if ranks.is_first:
+            _tell_what_is_taught(training, run.recipe)
         recorder = record_job(
             kind="train-student",
             unit="steps",
-            config={**training.settings(settings), "recipe": recipe.stem, "data": data},
+            config={**training.settings(run.recipe), "recipe": recipe.stem, "data": data},
             out=str(out),
             device=str(place),
             rank=ranks.number,
@@ -255,10 +256,32 @@ def train_student(
         _run(job, recorder, left, shown=ranks.is_first)
         if not ranks.is_first:
             return
-    summary = json.loads(run.summary.read_text())
+    _tell_the_result(run.summary, out)
+
+
+def _tell_the_result(file: Path, out: Path) -> None:
+    """Print what a run that has ended came to."""
+    from service.console.terminal import spell
+
+    summary = json.loads(file.read_text())
     shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
     figures = spell({name: summary[name] for name in shown if name in summary})
     print(printable_lines(f"run {out}: {figures}"))
+
+
+def _tell_what_is_taught(training: "TrainingData", settings: "StudentRecipe") -> None:
+    """Print how near the loss on the cache's records comes to that on the teacher's answers."""
+    distill = settings.distill
+    found = training.fidelity(distill)
+    if training.cache is None or found is None:
+        return
+    words = ", ".join(
+        f"{student} {each.mean:.4f} (5%: {each.low:.4f})" for student, each in found.items()
+    )
+    print(
+        f"teacher: k = {training.cache.layout.k}, tau {distill.temperature:g}, {distill.tail}; "
+        f"gradient cosine to the whole teacher: {words}"
+    )
 
 
 def _training_data(

@@ -28,7 +28,7 @@ from student.data.batches import MicroBatch, batches
 from student.data.plan import plan_run
 from student.data.prefetch import on_device
 from student.data.training_data import plain_data
-from student.loss import SparseTarget
+from student.losses.target import SparseTarget
 from student.models.size import multiply_adds
 from student.models.trial import ModelError
 from student.recipe import StudentRecipe

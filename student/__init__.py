@@ -8,10 +8,10 @@ The folders stand on floors; each imports only from the floors below it, and fro
     data       which rows a step shows, with which records
     runs       a run's folder
     models     students, re-parameterization, sizes
+    losses     what a student is trained on, from sparse targets
 
     demo       `cli.py demo`, on digits
     recipe     the student recipe; every default is the paper's
-    loss       the distillation loss on sparse targets
     schedule   the learning rate of a step
     ranks      several processes that train one run
 """

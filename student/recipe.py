@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from student.loss import Tail
+from student.losses.criterion import Criterion, mismatch
 from teacher_cache.networks.reparam import ReparamSpec
 from teacher_cache.recipes.document import PositiveInt, Section, Temperature
 from teacher_cache.recipes.model_arguments import ModelName, PlainArguments, StudentArguments
+from teacher_cache.record import Tail
 from teacher_cache.views.policy import ViewPolicy
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -41,11 +42,20 @@ class StudentSection(Section):
 
 
 class DistillSection(Section):
-    """L = (1 - alpha) CE + alpha tau^2 KL (eq. 3 and 4)."""
+    """L = (1 - alpha) CE + alpha tau^2 KL (eq. 3 and 4), or another criterion in KL's place."""
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Temperature = 1.0
-    tail: Tail = Tail.BUCKET
+    tail: Tail = Tail.UNIFORM
+    """What stands for the classes that a record leaves out. It was `bucket` in earlier versions: a
+    run that was started then keeps it, unless this key is given."""
+    loss: Criterion = Criterion.KL
+
+    @model_validator(mode="after")
+    def _a_tail_that_the_loss_takes(self) -> Self:
+        if wrong := mismatch(self.loss, self.tail, self.temperature):
+            raise ValueError(wrong)
+        return self
 
 
 class OptimizerSection(Section):
@@ -171,14 +181,23 @@ class StudentRecipe(Section):
             )
         return self
 
+    def with_tail_of(self, other: Self) -> Self:
+        """This recipe with another's tail where it names none itself: defaults change."""
+        if "tail" in self.distill.model_fields_set:
+            return self
+        distill = self.distill.model_copy(update={"tail": other.distill.tail})
+        return self.model_copy(update={"distill": distill})
+
     def identity(self) -> dict[str, Any]:
         """Every setting that decides the weights: what a resumed run must agree in."""
         # a setting that came later is absent at its default, so that earlier runs keep their digest
         started = self.student.model_dump(exclude_defaults=True)
         later = {"precision", "compile", "sync_batchnorm"} - self.run.changed()
+        same_loss = {"loss"} if self.distill.loss is Criterion.KL else set()
         return self.model_dump(
             mode="json",
             exclude={
+                "distill": same_loss,
                 "loader": True,
                 "student": {"checkpoint", "use_ema"} - set(started),
                 "run": {"log_every_steps", "checkpoint_every_s", *later},

@@ -44,6 +44,19 @@ class Encoding(StrEnum):
     """As default, with logp in steps of its square root: the smallest, and not exact."""
 
 
+class Tail(StrEnum):
+    """What stands for the teacher's mass outside its k best classes in the loss."""
+
+    UNIFORM = "uniform"
+    """Spread evenly over the C - k other classes: the guess of most entropy."""
+    BUCKET = "bucket"
+    """One (k+1)-th class for teacher and student: a proper KL, a lower bound of the dense one."""
+    RENORMALIZE = "renormalize"
+    """Ignored, the k best rescaled to 1: pushes the other classes to 0. For comparison only."""
+    DROP = "drop"
+    """Ignored, the k best as they are: no KL, can be negative. For comparison only."""
+
+
 def checked_rows(view: int, rows: range) -> np.ndarray:
     """int64: which of some rows have their pixels' CRC-32 in view `view`'s `check` array.
 

@@ -11,11 +11,11 @@ CONFIG_KEYS = frozenset(
         "recipe data views.count views.size views.interpolation views.seed views.reuse",
         "teacher.model teacher.batch_size teacher.pretrained topk.k topk.temperatures",
         "storage.encoding storage.rows_per_shard storage.views_per_tile loader.memory_mb",
-        "student.model student.size distill.alpha distill.temperature distill.tail optimizer.name",
-        "optimizer.batch_size optimizer.micro_batch optimizer.lr optimizer.weight_decay",
-        "schedule.epochs schedule.warmup_epochs schedule.min_lr ema.decay ema.warmup",
-        "reparam.branches evaluation.crop_ratio loader.workers run.seed run.threads",
-        "run.precision run.compile run.sync_batchnorm",
+        "student.model student.size distill.alpha distill.temperature distill.tail distill.loss",
+        "optimizer.name optimizer.batch_size optimizer.micro_batch optimizer.lr",
+        "optimizer.weight_decay schedule.epochs schedule.warmup_epochs schedule.min_lr",
+        "ema.decay ema.warmup reparam.branches evaluation.crop_ratio loader.workers run.seed",
+        "run.threads run.precision run.compile run.sync_batchnorm",
     )
     for word in line.split()
 )

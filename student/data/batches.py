@@ -15,7 +15,7 @@ from torch import Tensor
 from student.data.plan import Plan
 from student.data.slabs import POLL_S, Waiting, prefetched_slabs
 from student.data.training_data import TrainingData
-from student.loss import SparseTarget
+from student.losses.target import SparseTarget
 from teacher_cache.cache.slab import Slab
 from teacher_cache.errors import MissingRecords, printable
 from teacher_cache.images.index import ImagesError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from student.data.batches import MicroBatch
-from student.loss import SparseTarget
+from student.losses.target import SparseTarget
 from teacher_cache.stopwatch import Stopwatch
 
 StepBatches = Sequence[MicroBatch]

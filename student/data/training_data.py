@@ -3,16 +3,20 @@
 N rows, V views.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from student.recipe import StudentRecipe
+from student.losses.criterion import Criterion, lack
+from student.recipe import DistillSection, StudentRecipe
 from teacher_cache.cache.cache import Cache, absent_rows
+from teacher_cache.cache.teacher_sample import read_sample
 from teacher_cache.errors import CacheError, MissingRecords, ReplayRefused
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.loading.renderers import ViewRenderer
+from teacher_cache.verification.fidelity import Fidelity, Student, expected
 from teacher_cache.verification.replay import require_pixels_of
 
 
@@ -31,10 +35,21 @@ class TrainingData:
     reuse_views: bool
     follow_timeout_s: float | None = None
     """How long to wait for views that are still being filled; None: they must be there."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the cache's sample measured; nothing in caches of earlier versions."""
 
     def view_of(self, epoch: int) -> int:
         """The view that an epoch shows."""
         return epoch % self.cache.view_count if self.cache and self.reuse_views else epoch
+
+    def fidelity(self, distill: DistillSection) -> Mapping[Student, Fidelity] | None:
+        """How near the loss on the cache's records comes to that on the teacher's whole answers.
+
+        None where it was not measured: of earlier caches, and of other losses than the paper's.
+        """
+        if distill.alpha == 0 or distill.loss is not Criterion.KL:
+            return None
+        return expected(self.measures, distill.temperature, distill.tail)
 
     def settings(self, recipe: StudentRecipe) -> dict[str, Any]:
         """A recipe's settings as they take effect: the size is filled in, the views the cache's."""
@@ -96,7 +111,8 @@ def replayed_data(
     Raises:
         ReplayRefused: other pixel libraries, or views that the recipe wants otherwise.
         MissingRecords: fewer views than epochs, while views.reuse is not set.
-        CacheError: a temperature whose tails the cache does not hold.
+        CacheError: a temperature whose tails the cache does not hold, a loss that needs classes
+            which it does not keep, or a damaged sample.
     """
     cached = cache.manifest.parsed_recipe()
     require_pixels_of(cache, index, accept_pixel_libraries=accept_pixel_libraries)
@@ -113,8 +129,10 @@ def replayed_data(
             f"distill.temperature is {recipe.distill.temperature}, the cache holds tails for "
             f"{', '.join(map(str, temperatures))}: choose one of these, or fill a cache with it"
         )
+    if wrong := lack(recipe.distill.loss, cached.topk.k, cache.manifest.class_count):
+        raise CacheError(wrong)
     renderer = ViewRenderer.of(index, cached.views, recipe.student.size)
-    absent = absent_rows(cache)
+    absent, sample = absent_rows(cache), read_sample(cache)
     return TrainingData(
         index,
         renderer,
@@ -124,6 +142,7 @@ def replayed_data(
         temperatures.index(recipe.distill.temperature),
         reuse_views=recipe.views.reuse,
         follow_timeout_s=follow_timeout_s,
+        measures=sample.measures if sample else {},
     )
 
 

@@ -17,11 +17,14 @@ def start_or_continue(
 ) -> Run:
     """Create the run's folder, or check that it holds a run of the same recipe and data.
 
-    A run that never saved a state may start over with another recipe: nothing is lost by it.
+    A run that never saved a state may start over with another recipe: nothing is lost by it. One
+    that did keeps its tail where the recipe names none: the default was another once.
 
     Raises:
         RunError: the folder holds another run, or something else.
     """
+    there = open_run(folder) if (folder / "last.pt").exists() else None
+    recipe = recipe.with_tail_of(there.recipe) if there else recipe
     run = Run(
         folder=folder,
         recipe=recipe,
@@ -32,9 +35,8 @@ def start_or_continue(
         interpolation=data.renderer.interpolation,
         steps=len(data.rows) // recipe.optimizer.batch_size * recipe.schedule.epochs,
     )
-    if run.last.exists():
-        differing = _differences(open_run(folder), run)
-        if differing:
+    if there:
+        if differing := _differences(there, run):
             raise RunError(
                 f"{folder} holds another run: " + "; ".join(differing) + ": start the same command "
                 "to continue it, choose another --out, or `evaluate` what it trained"
@@ -64,7 +66,7 @@ def start_together(
     ranks.agree()
     run = open_run(folder)
     own = data.digest() | {"validation images": validation.digest()}
-    if run.data_digest != own or run.recipe != recipe:
+    if run.data_digest != own or run.recipe != recipe.with_tail_of(run.recipe):
         raise RunError(
             f"rank {ranks.number} sees another recipe, other data or another run in {folder} than "
             "rank 0: give all ranks the same command, and folders that all hosts share"

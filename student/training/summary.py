@@ -4,6 +4,7 @@ import json
 from importlib.metadata import version
 
 from student.data.plan import Plan
+from student.data.training_data import TrainingData
 from student.models.size import parameter_count
 from student.runs.metrics import last_evaluation
 from student.runs.run import Run
@@ -15,11 +16,14 @@ from teacher_cache.networks.reparam import fold
 from teacher_cache.recipes.document import digest_of
 
 
-def write_summary(run: Run, plan: Plan, trainee: Trainee, state: RunState, device: str) -> None:
+def write_summary(
+    run: Run, data: TrainingData, plan: Plan, trainee: Trainee, state: RunState, device: str
+) -> None:
     """Write it, unless it is there: the first end of a run stands."""
     if run.summary.exists():
         return
     network = load_network(run)
+    fidelity = data.fidelity(run.recipe.distill) or {}
     summary = {
         "model": run.recipe.student.model,
         **last_evaluation(run.metrics, state.step),
@@ -32,6 +36,7 @@ def write_summary(run: Run, plan: Plan, trainee: Trainee, state: RunState, devic
         "alpha": run.recipe.distill.alpha,
         "recipe_digest": digest_of(run.recipe.identity()),
         "data": dict(run.data_digest),
+        "gradient_cosine": {student: each.spelt() for student, each in fidelity.items()},
         "device": device,
         "ranks": plan.ranks.count,
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},

@@ -31,6 +31,7 @@ from teacher_cache.images.index import ImageIndex
 from teacher_cache.loading.loader import LoaderSettings
 from teacher_cache.progress import Job, Progress
 from teacher_cache.stopwatch import Stopwatch
+from teacher_cache.verification.fidelity import LEAST_COSINE
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ def _prepared(
         torch.set_num_threads(recipe.run.threads)
     plan = plan_run(recipe, data, ranks)
     _warn_of_a_long_average(recipe, plan)
+    _warn_of_another_loss(recipe, data)
     trainee = Trainee.build(
         recipe, data.class_count, run.size, device, ranks, continues=run.last.exists()
     )
@@ -171,7 +173,7 @@ def _train(job: _Job) -> Iterator[Progress]:
             job.interval.add(state.step, step_batches, losses)
             yield from job.pause(_closed_intervals(job, lr))
     if job.ranks.is_first:
-        write_summary(job.run, plan, job.trainee, state, job.device.type)
+        write_summary(job.run, job.data, plan, job.trainee, state, job.device.type)
 
 
 def _waiting(job: _Job, stream: Batches) -> Iterator[Progress]:
@@ -276,6 +278,28 @@ def _warn_of_a_long_average(recipe: StudentRecipe, plan: Plan) -> None:
             decay,
             round(1 / (1 - decay)),
             plan.total_steps,
+        )
+
+
+def _warn_of_another_loss(recipe: StudentRecipe, data: TrainingData) -> None:
+    """Too few classes for a temperature: the tail decides what is trained, not the teacher."""
+    distill, found = recipe.distill, data.fidelity(recipe.distill)
+    if data.cache is None or found is None:
+        return
+    worst = min(found, key=lambda student: found[student].mean)
+    if found[worst].mean < LEAST_COSINE:
+        logger.warning(
+            "k = %d is few for distill.temperature = %g with distill.tail = %s: the gradient's "
+            "cosine to that of the whole teacher is %.3f in the mean for a %s student (5%%: %.3f), "
+            "expected %g or more; fill a cache with a larger topk.k, or take a lower temperature "
+            "(docs/loss.md)",
+            data.cache.layout.k,
+            distill.temperature,
+            distill.tail,
+            found[worst].mean,
+            worst,
+            found[worst].low,
+            LEAST_COSINE,
         )
 
 

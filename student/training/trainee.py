@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from student.data.batches import MicroBatch
 from student.data.shuffle import step_seed
-from student.loss import SparseTarget, distillation_loss
+from student.losses.distillation import distillation_loss
+from student.losses.target import SparseTarget
 from student.models.build import build_student, without_start
 from student.models.trial import ModelError, require_trainable
 from student.ranks import ALONE, Ranks
@@ -182,6 +183,7 @@ class Trainee:
             alpha=distill.alpha,
             temperature=distill.temperature,
             tail=distill.tail,
+            criterion=distill.loss,
         )
         (loss.total / passes).backward()
         return torch.stack((loss.total, loss.ce, loss.kd)).detach() / passes

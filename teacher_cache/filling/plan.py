@@ -4,6 +4,7 @@ B rows of a batch, V views, N rows.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,14 +15,17 @@ import torch
 
 from teacher_cache.cache.blocks import committed_blocks, read_entry
 from teacher_cache.cache.slab import AHEAD
+from teacher_cache.cache.teacher_sample import read_sample
 from teacher_cache.filling.fill import fill
 from teacher_cache.filling.opening import open_or_create
 from teacher_cache.format.layout import Layout
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.recipes.cache_recipe import CacheRecipe
 from teacher_cache.recipes.document import parse_recipe
+from teacher_cache.record import Tail
 from teacher_cache.storage.disk import Disk
 from teacher_cache.teacher.networks import Teacher
+from teacher_cache.verification.fidelity import expected
 
 SAMPLE_BATCHES = 4
 """Batches of the teacher's that are computed and encoded, besides one to warm up."""
@@ -51,7 +55,7 @@ def plan(
     rows = np.linspace(0, len(index) - 1, count).astype(np.int64)
     _teacher_seconds(teacher, recipe, batches=1)  # warm up
     teacher_s = _teacher_seconds(teacher, recipe, batches=SAMPLE_BATCHES) / SAMPLE_BATCHES / batch
-    bytes_a_record, fill_s, layout = _sample(recipe, index.take(rows), teacher)
+    bytes_a_record, fill_s, layout, measures = _sample(recipe, index.take(rows), teacher)
     layout = replace(layout, rows=len(index), rows_per_shard=recipe.storage.rows_per_shard)
     records = len(index) * recipe.views.count
     block_bytes = bytes_a_record * len(layout.rows_of(0))
@@ -76,6 +80,11 @@ def plan(
         "device": teacher.device.type,
         "ranks of a host": ranks,
         **{name: float(f"{value:.3g}") for name, value in figures.items()},
+        **{
+            f"gradient cosine, tau {tau:g}, {student}": found.spelt()
+            for tau in recipe.topk.temperatures
+            for student, found in (expected(measures, tau, Tail.UNIFORM) or {}).items()
+        },
     }
 
 
@@ -107,8 +116,10 @@ def _teacher_seconds(teacher: Teacher, recipe: CacheRecipe, *, batches: int) -> 
 
 def _sample(
     recipe: CacheRecipe, index: ImageIndex, teacher: Teacher
-) -> tuple[float, float, Layout]:
-    """Bytes and seconds a record of one view of these images, filled for real, and its layout."""
+) -> tuple[float, float, Layout, Mapping[str, float]]:
+    """Bytes and seconds a record of one view of these images, filled for real, its layout, and what
+    the teacher's sample measured.
+    """
     document = recipe.model_dump(mode="json")
     document["views"]["count"] = 1
     document["storage"]["rows_per_shard"] = min(
@@ -125,4 +136,6 @@ def _sample(
         seconds = time.perf_counter() - started
         entries = [read_entry(cache, block) for block in committed_blocks(cache.place)]
         size = sum(file.size for entry in entries if entry for file in entry.files)
-    return size / len(index), seconds / len(index), cache.layout
+        sample = read_sample(cache)
+    measures = sample.measures if sample else {}
+    return size / len(index), seconds / len(index), cache.layout, measures

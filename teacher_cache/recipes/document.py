@@ -29,7 +29,8 @@ def _within_float32(temperature: float) -> float:
 
 Temperature = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_within_float32)]
 """tau of a softmax. Up to 100 the gradient of tau^2 KL, computed in float32 from float16 records,
-is within 5% of the exact one; at 1000 it is not within 15% (`tests/student/test_loss.py`)."""
+is within 5% of the exact one; at 1000 it is not within 15%
+(`tests/student/losses/test_distillation.py`)."""
 
 
 class Section(BaseModel):

@@ -6,6 +6,7 @@ repair       what is damaged is put aside, what can be derived is written anew
 invariants   what a record must be, whoever wrote it
 audit        the teacher asked again about some records
 divergence   how far a teacher's answer is from a record
+fidelity     how near training on records comes to training on whole answers
 sampling     the teacher asked for a sample before the first block, and again later
 inspection   what a cache holds
 """

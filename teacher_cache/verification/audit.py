@@ -5,9 +5,9 @@ B rows of a batch, K kept classes, C classes, T temperatures.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from teacher_cache.images.index import ImageIndex
 from teacher_cache.loading.queue import Rendered, render_here
 from teacher_cache.loading.renderers import Request, ViewRenderer
 from teacher_cache.recipes.cache_recipe import CacheRecipe
-from teacher_cache.record import checked_rows
+from teacher_cache.record import Tail, checked_rows
 from teacher_cache.storage.ledger import BlockId
 from teacher_cache.teacher.networks import Teacher
-from teacher_cache.verification.divergence import bucketed, kl, kl_of_records
+from teacher_cache.verification.divergence import bucketed, kl_of_records
+from teacher_cache.verification.fidelity import Fidelity, Student, fidelities
 from teacher_cache.verification.replay import differing_pixels
 from teacher_cache.verification.sampling import KL_LIMIT, TOP1_LIMIT
 
@@ -39,6 +40,7 @@ NEGLIGIBLE_KL = KL_LIMIT / 10
 """Nats: no block whose mean is below this is foreign, whatever the others are."""
 CHANCE_OF_FALSE_ALARM = 1e-6
 """A sound block fails by its flipped best classes alone no more often than this."""
+_Key = TypeVar("_Key")
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
@@ -58,8 +60,10 @@ class Findings:
     """bool [n] whether the live teacher's best class is the cached one."""
     outside_N: np.ndarray
     """[n] the live teacher's mass outside its k best classes."""
-    lost: Mapping[str, np.ndarray]
-    """For each tail treatment [n] KL(dense || what the student is shown), in nats."""
+    cosines: Mapping[tuple[float, Tail, Student], np.ndarray]
+    """[n] between the gradients of training on records and on the whole answer."""
+    lost: Mapping[tuple[float, Tail], np.ndarray]
+    """[n] KL(dense || what the record draws a trained-like student to), in nats."""
 
     @property
     def mean_kl(self) -> float:
@@ -160,13 +164,6 @@ def audit(
 
 def report(cache: Cache, result: Audit, *, seed: int) -> dict[str, Any]:
     """The facts to print."""
-
-    def quantiles(values: np.ndarray) -> dict[str, float]:
-        return {f"{q:.0%}": float(f"{np.quantile(values, q):.3g}") for q in QUANTILES}
-
-    def collected(name: str) -> np.ndarray:
-        return np.concatenate([each.lost[name] for each in result.findings])
-
     means = result.kl_NT.mean(0)
     return {
         "cache": str(cache.place),
@@ -184,14 +181,33 @@ def report(cache: Cache, result: Audit, *, seed: int) -> dict[str, Any]:
         },
         "KL(live || cached), limit": float(f"{result.kl_limit:.5g}"),
         "KL of the encoding, at most": float(f"{result.kl_of_encoding:.3g}"),
-        "KL(live || cached)": quantiles(result.kl_NT.max(1)),
+        "KL(live || cached)": _quantiles(result.kl_NT.max(1)),
         "top-1 agreement": round(result.top1_agreement, 6),
         "top-1 agreement, limit": TOP1_LIMIT,
-        "mass outside top-k": quantiles(
+        "mass outside top-k": _quantiles(
             np.concatenate([each.outside_N for each in result.findings])
         ),
-        **{f"KL(dense || {name})": quantiles(collected(name)) for name in result.findings[0].lost},
+        **_training_report(result),
     }
+
+
+def _training_report(result: Audit) -> dict[str, dict[str, float]]:
+    """What training on the records is to training on whole answers, by tau, tail and student."""
+    lost = _joined([each.lost for each in result.findings])
+    cosines = _joined([each.cosines for each in result.findings])
+    found = {key: Fidelity.of(values) for key, values in cosines.items()}
+    return {
+        **{f"KL(dense || {tail}), tau {tau:g}": _quantiles(v) for (tau, tail), v in lost.items()},
+        **{
+            f"gradient cosine, tau {tau:g}, {tail}, {student}": each.spelt()
+            for (tau, tail, student), each in found.items()
+            if each is not None
+        },
+    }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    return {f"{q:.0%}": float(f"{np.quantile(values, q):.3g}") for q in QUANTILES}
 
 
 def most_flips(records: int) -> int:
@@ -240,16 +256,22 @@ def _audit_block(
     renderer = ViewRenderer.of(index, recipe.views)
     parts: dict[str, list[Any]] = defaultdict(list)
     for start in range(0, len(rows), batch):
-        images = render_here(renderer, Request(rows[start : start + batch], (block.view,)))
+        views = (block.view, block.view + 1)  # the next view's answer is a trained student's
+        images = render_here(renderer, Request(rows[start : start + batch], views))
         _require_readable(index, images)
-        logits_BC = teacher.logits_of_batch(images.pixels_GBHWC[0], batch).cpu()
+        logits_BC, another_BC = (
+            teacher.logits_of_batch(pixels_BHWC, batch).cpu() for pixels_BHWC in images.pixels_GBHWC
+        )
         _compare_images(cache, index, images, slab, parts)
         own = images.request.rows - cache.rows(block.shard).start
-        for name, value in _compare_answers(logits_BC, slab, own, recipe).items():
+        records = _records(slab, own)
+        for name, value in _compare_answers(logits_BC, records, recipe).items():
             parts[name].append(value)
+        cosines, lost = _compare_training(logits_BC, another_BC, records, recipe)
+        parts["cosines"].append(cosines)
+        parts["lost"].append(lost)
     if not len(rows):
         return None
-    lost = {name: np.concatenate(parts[name]) for name in ("uniform", "renormalize, reversed")}
     return Findings(
         block,
         tuple(parts["images"]),
@@ -258,8 +280,13 @@ def _audit_block(
         np.concatenate(parts["kl"]),
         np.concatenate(parts["agree"]),
         np.concatenate(parts["outside"]),
-        lost,
+        _joined(parts["cosines"]),
+        _joined(parts["lost"]),
     )
+
+
+def _joined(parts: Sequence[Mapping[_Key, np.ndarray]]) -> dict[_Key, np.ndarray]:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _require_readable(index: ImageIndex, images: Rendered) -> None:
@@ -278,41 +305,54 @@ def _compare_images(
     changed = cache.sources.differing(images.request.rows, images.sources_B)
     parts["images"] += [index.keys[row] for row in changed]
     first = cache.rows(int(images.request.rows[0]) // cache.layout.rows_per_shard).start
-    own = {(view, row - first): crc for (view, row), crc in images.checks.items()}
+    own = {
+        (view, row - first): crc for (view, row), crc in images.checks.items() if view == slab.view
+    }
     parts["checked"] += list(own)
     parts["pixels"] += [
         f"view {slab.view}, {index.keys[row + first]}" for row in differing_pixels(own, slab.check)
     ]
 
 
+def _records(slab: Slab, own: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids [B, K], log-probabilities [B, K] and tails [B, T] of some rows of a block."""
+    return (
+        torch.from_numpy(slab.ids_NK[own].astype(np.int64)),
+        torch.from_numpy(slab.logp_NK[own]).double(),
+        torch.from_numpy(slab.tail_NT[own]).double(),
+    )
+
+
 def _compare_answers(
-    logits_BC: Tensor, slab: Slab, own: np.ndarray, recipe: CacheRecipe
+    logits_BC: Tensor, records: tuple[Tensor, Tensor, Tensor], recipe: CacheRecipe
 ) -> dict[str, np.ndarray]:
-    """The live teacher against the records at some rows of a block, and what top-k loses."""
-    ids_BK = torch.from_numpy(slab.ids_NK[own].astype(np.int64))
-    kept_BK = torch.from_numpy(slab.logp_NK[own]).double()
-    tail_BT = torch.from_numpy(slab.tail_NT[own]).double()
+    """The live teacher against the records at some rows of a block."""
+    ids_BK, kept_BK, tail_BT = records
     log_p_BC = logits_BC.double().log_softmax(1)
     kl_BT = [
         kl_of_records(log_p_BC, ids_BK, kept_BK, tail_BT[:, n : n + 1], tau).numpy()
         for n, tau in enumerate(recipe.topk.temperatures)
     ]
-    outside, lost = losses_of_top_k(log_p_BC, ids_BK)
     agree = (log_p_BC.argmax(1) == ids_BK[:, 0]).numpy()
-    return {"kl": np.stack(kl_BT, 1), "agree": agree, "outside": outside, **lost}
+    outside = bucketed(log_p_BC, ids_BK)[:, -1].exp().numpy()
+    return {"kl": np.stack(kl_BT, 1), "agree": agree, "outside": outside}
 
 
-def losses_of_top_k(log_p_BC: Tensor, ids_BK: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The mass outside top-k, and KL(dense || what the student is shown) by tail treatment."""
-    live_BL = bucketed(log_p_BC, ids_BK)
-    others = log_p_BC.shape[1] - ids_BK.shape[1]
-    # inside the tail: p (log p - log q), with q the tail's mass in equal parts
-    log_rest_BC = log_p_BC.scatter(1, ids_BK, -torch.inf)
-    even_B1 = live_BL[:, -1:] - float(np.log(max(others, 1)))
-    lost = {
-        "uniform": kl(log_rest_BC, even_B1),
-        # its forward KL is infinite: it gives the other classes no mass at all
-        "renormalize, reversed": -torch.logsumexp(live_BL[:, :-1], dim=1),
-    }
-    found = {name: values.clamp(min=0).numpy() for name, values in lost.items()}
-    return live_BL[:, -1].exp().numpy(), found
+def _compare_training(
+    logits_BC: Tensor,
+    another_BC: Tensor,
+    records: tuple[Tensor, Tensor, Tensor],
+    recipe: CacheRecipe,
+) -> tuple[dict[tuple[float, Tail, Student], np.ndarray], dict[tuple[float, Tail], np.ndarray]]:
+    """What training on the records is to training on the live teacher's whole answer."""
+    ids_BK, kept_BK, tail_BT = records
+    log_p_BC, another_BC = logits_BC.double().log_softmax(1), another_BC.double()
+    cosines, lost = {}, {}
+    for n, tau in enumerate(recipe.topk.temperatures):
+        tail_B1 = tail_BT[:, n : n + 1]
+        found = fidelities(log_p_BC, another_BC, ids_BK, kept_BK, tail_B1, tau)
+        for student, tail, cosine_B, lost_B in found:
+            cosines[tau, tail, student] = cosine_B.numpy()
+            if student is Student.TRAINED:
+                lost[tau, tail] = lost_B.numpy()
+    return cosines, lost

@@ -1,13 +1,15 @@
 """The teacher asked for a sample of labelled images, before the first block of a cache.
 
 Rows are sorted by class, so the first shard of a cache tells nothing of a teacher. The sample is
-spread over the classes, is kept in the cache, and answers two questions: is this a teacher of these
-classes at all, and is it still the same one under other libraries.
+spread over the classes, is kept in the cache, and answers three questions: is this a teacher of
+these classes at all, how near do its records come to its whole answers, and is it still the same
+one under other libraries.
 
 n images of the sample, B rows of a batch, K kept classes, C classes.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,15 +22,19 @@ from teacher_cache.images.index import ImageIndex, natural_order
 from teacher_cache.loading.loader import LoaderSettings, rendered
 from teacher_cache.loading.renderers import Request, ViewRenderer
 from teacher_cache.recipes.cache_recipe import CacheRecipe
+from teacher_cache.record import Tail, TopK
 from teacher_cache.teacher.answers import top_k
 from teacher_cache.teacher.member import TeacherError
 from teacher_cache.teacher.networks import Teacher
 from teacher_cache.verification.divergence import kl_of_records
+from teacher_cache.verification.fidelity import Fidelity, Student, fidelities, to_measures
 
 LEAST_IMAGES = 512
 """One image a class, but at least so many, and at most MOST_IMAGES."""
 VIEW = 0
 """The view in which images are shown: every cache has it, whatever views are appended."""
+ANOTHER_VIEW = 1
+"""What the teacher says of this one is a trained student's answer, where records are measured."""
 KL_LIMIT = 1e-3
 """Nats, mean of KL(live || cached): float16 records cost 1e-7, another GPU model about 1e-4."""
 TOP1_LIMIT = 0.99
@@ -59,7 +65,8 @@ def choose_rows(labels: np.ndarray, *, count: int, seed: int) -> np.ndarray:
 def ask_sample(index: ImageIndex, teacher: Teacher, recipe: CacheRecipe) -> TeacherSample:
     """Show the teacher a sample of the images, each in view 0, in batches as a fill makes them.
 
-    Images whose bytes do not decode are left out.
+    Images whose bytes do not decode are left out. What it says of view 1 only serves to measure
+    how near the records come to whole answers.
 
     Raises:
         ImageUnavailable: an image that cannot be read.
@@ -67,13 +74,16 @@ def ask_sample(index: ImageIndex, teacher: Teacher, recipe: CacheRecipe) -> Teac
     """
     count = min(max(LEAST_IMAGES, teacher.class_count), MOST_IMAGES)
     rows = choose_rows(index.labels, count=count, seed=recipe.views.seed)
-    parts = []
-    for asked, logits_BC in answers_of(index, teacher, recipe, rows):
+    parts, cosines = [], defaultdict(list)
+    views = (VIEW, ANOTHER_VIEW)
+    for asked, (logits_BC, another_BC) in answers_of(index, teacher, recipe, rows, views):
         labels = torch.from_numpy(index.labels[asked])
         topk = top_k(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures)
         known = labels < logits_BC.shape[1]
         probability = logits_BC.softmax(1).gather(1, labels.where(known, 0)[:, None])[:, 0]
         parts.append((asked, topk, (probability * known).numpy()))
+        for key, values in _cosines(logits_BC, another_BC, topk, recipe).items():
+            cosines[key].append(values)
     if not parts:
         raise CacheError(
             f"none of {len(rows)} sampled images can be decoded: --data names no images, or their "
@@ -87,23 +97,49 @@ def ask_sample(index: ImageIndex, teacher: Teacher, recipe: CacheRecipe) -> Teac
         np.concatenate([part[1].logp_BK for part in parts]),
         np.concatenate([part[1].tail_BT for part in parts]),
         np.concatenate([part[2] for part in parts]).astype(np.float32),
+        to_measures({key: Fidelity.of(np.concatenate(each)) for key, each in cosines.items()}),
     )
 
 
+def _cosines(
+    logits_BC: Tensor, another_BC: Tensor, topk: TopK, recipe: CacheRecipe
+) -> dict[tuple[float, Tail, Student], np.ndarray]:
+    """Of some of the sample's records, at every temperature."""
+    log_p_BC, another_BC = logits_BC.double().log_softmax(1), another_BC.double()
+    ids_BK = torch.from_numpy(topk.ids_BK.astype(np.int64))
+    logp_BK = torch.from_numpy(topk.logp_BK).double()
+    tail_BT = torch.from_numpy(topk.tail_BT).double()
+    return {
+        (tau, tail, student): cosine_B.numpy()
+        for n, tau in enumerate(recipe.topk.temperatures)
+        for student, tail, cosine_B, _ in fidelities(
+            log_p_BC, another_BC, ids_BK, logp_BK, tail_BT[:, n : n + 1], tau
+        )
+    }
+
+
 def answers_of(
-    index: ImageIndex, teacher: Teacher, recipe: CacheRecipe, rows: np.ndarray
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Batch by batch the rows whose images decode, and float32 [B, C] logits, on the host."""
+    index: ImageIndex,
+    teacher: Teacher,
+    recipe: CacheRecipe,
+    rows: np.ndarray,
+    views: tuple[int, ...] = (VIEW,),
+) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
+    """Batch by batch the rows whose images decode, and per view float32 [B, C] logits, on the host.
+
+    Each view's are those of a batch of its own, as a fill's are.
+    """
     batch = recipe.teacher.batch_size
-    requests = [Request(rows[at : at + batch], (VIEW,)) for at in range(0, len(rows), batch)]
+    requests = [Request(rows[at : at + batch], views) for at in range(0, len(rows), batch)]
     settings = LoaderSettings(workers=recipe.loader.workers, memory_mb=recipe.loader.memory_mb)
     renderer = ViewRenderer.of(index, recipe.views)
-    with rendered(renderer, requests, settings, largest=(1, batch)) as stream:
+    with rendered(renderer, requests, settings, largest=(len(views), batch)) as stream:
         for images in stream:
             there = ~np.isin(images.request.rows, list(images.unreadable))
-            logits_BC = teacher.logits_of_batch(images.pixels_GBHWC[0], batch).cpu()
             if there.any():
-                yield images.request.rows[there], logits_BC[torch.from_numpy(there)]
+                logits = [teacher.logits_of_batch(v, batch).cpu() for v in images.pixels_GBHWC]
+                own = torch.from_numpy(there)
+                yield images.request.rows[there], [logits_BC[own] for logits_BC in logits]
 
 
 def poor_limit(class_count: int) -> float:
@@ -144,7 +180,7 @@ def disagreement(
     column = int(np.argmin([abs(tau - 1) for tau in recipe.topk.temperatures]))
     tau = recipe.topk.temperatures[column]
     kl, agree = [], []
-    for asked, logits_BC in answers_of(index, teacher, recipe, sample.rows):
+    for asked, (logits_BC,) in answers_of(index, teacher, recipe, sample.rows):
         own = np.searchsorted(sample.rows, asked)
         ids_BK = torch.from_numpy(sample.ids_NK[own])
         tail_B1 = torch.from_numpy(sample.tail_NT[own, column : column + 1]).double()

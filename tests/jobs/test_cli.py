@@ -47,6 +47,8 @@ def test_the_three_uses_from_images_to_an_exported_student_and_its_record(
         "--out", "run", check=0,
     )  # fmt: skip
     assert "run run: model test_efficientnet" in done.stdout
+    taught = "teacher: k = 2, tau 1, uniform; gradient cosine to the whole teacher: fresh "
+    assert taught in done.stdout
     facts = json.loads(cli("inspect-cache", "cache", "--json", check=0).stdout)
     assert (facts["records"], facts["complete views"], facts["k"]) == (270, 3, 2)
     result = json.loads(cli("evaluate", "run", "--val", val, "--json", check=0).stdout)

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from student.training.train import EPOCH_SHARES, train
 from teacher_cache.cache.blocks import Block, withdraw_block, write_block
 from teacher_cache.cache.cache import absent_rows, open_cache
 from teacher_cache.cache.slab import read_slab
+from teacher_cache.cache.teacher_sample import read_sample
 from teacher_cache.errors import (
     CacheError,
     DamagedRecords,
@@ -36,10 +38,11 @@ from teacher_cache.errors import (
 from teacher_cache.images.index import ImagesError, index_images, rebase
 from teacher_cache.networks.checkpoints import WeightsError
 from teacher_cache.recipes.document import parse_recipe
-from teacher_cache.record import TopK
+from teacher_cache.record import Tail, TopK
 from teacher_cache.storage.disk import Disk
-from teacher_cache.storage.ledger import BlockId
+from teacher_cache.storage.ledger import SAMPLE_KEY, BlockId, seal
 from teacher_cache.teacher.networks import weights_sha256
+from teacher_cache.verification.fidelity import Fidelity, Student, to_measures
 
 
 def recipe_of(**changes):
@@ -477,6 +480,72 @@ def test_settings_that_came_later_are_not_in_the_digest_of_a_recipe_that_leaves_
     for change in ({"run__precision": "fp32"}, {"run__compile": True}):
         (name,) = recipe_of(**change).identity()["run"].keys() - plain["run"].keys()
         assert f"run__{name}" in change
+
+
+def test_the_loss_is_not_in_the_digest_of_a_recipe_that_takes_the_papers():
+    plain = recipe_of().identity()["distill"]
+    assert plain == {"alpha": 0.5, "temperature": 1.0, "tail": "uniform"}
+    assert recipe_of(distill__loss="kl").identity()["distill"] == plain
+    assert recipe_of(distill__loss="jsd").identity()["distill"] == plain | {"loss": "jsd"}
+
+
+def test_a_run_of_the_earlier_default_tail_is_continued_by_the_same_command(
+    scans, filled, tmp_path
+):
+    """The recipe names no tail; the run began when that meant `bucket`."""
+    cache = filled.place.root
+    steps, run = job(tmp_path / "run", scans, cache, distill__tail="bucket")
+    for _ in range(3):
+        next(steps)
+    closed(steps)
+    steps, run = job(tmp_path / "run", scans, cache)
+    assert run.recipe.distill.tail is Tail.BUCKET
+    for _ in steps:
+        pass
+    whole = trained(tmp_path / "whole", scans, cache, distill__tail="bucket")
+    assert weights(run) == weights(whole)
+    with pytest.raises(RunError, match="distill.tail: bucket there, uniform asked for"):
+        job(tmp_path / "run", scans, cache, distill__tail="uniform")
+
+
+@pytest.mark.parametrize("mean", [0.94, 0.96])
+def test_too_few_classes_for_a_temperature_are_warned_of_with_the_cosine(
+    scans, own_cache, tmp_path, caplog, mean
+):
+    cache = open_cache(Disk(own_cache))
+    found = {
+        (2.0, Tail.UNIFORM, Student.FRESH): Fidelity(0.99, 0.9, 0.8),
+        (2.0, Tail.UNIFORM, Student.TRAINED): Fidelity(mean, 0.75, -0.5),
+    }
+    sample = replace(read_sample(cache), measures=to_measures(found))
+    (own_cache / SAMPLE_KEY).write_bytes(seal("sample", cache.owner, sample.to_document()))
+    changes = {"distill__temperature": 2.0, "schedule__epochs": 1}
+    run = trained(tmp_path / "run", scans, own_cache, **changes)
+    expected = "0.940 in the mean for a trained-like student (5%: 0.750), expected 0.95"
+    assert (expected in caplog.text) == (mean < 0.95)
+    cosines = json.loads(run.summary.read_text())["gradient_cosine"]
+    assert cosines["trained-like"] == {"mean": mean, "5%": 0.75, "least": -0.5}
+    assert cosines["fresh"]["mean"] == 0.99
+    caplog.clear()
+    trained(tmp_path / "other", scans, own_cache, distill__loss="jsd", **changes)
+    assert not caplog.records, "the measure is that of the paper's loss"
+
+
+@pytest.mark.parametrize("loss", ["reverse_kl", "jsd", "hard", "dist", "dkd"])
+def test_the_other_losses_train_too(scans, filled, tmp_path, loss):
+    run = trained(
+        tmp_path / "run", scans, filled.place.root, distill__loss=loss, schedule__epochs=1
+    )
+    with pytest.raises(RunError, match=f"distill.loss: {loss} there, None asked for"):
+        job(run.folder, scans, filled.place.root, schedule__epochs=1)
+
+
+def test_standardized_logits_need_a_cache_of_all_classes(scans, filled, tmp_path):
+    changes = {"distill__loss": "standardized", "schedule__epochs": 1}
+    with pytest.raises(CacheError, match="of all 3 logits, the cache keeps the best 2: fill one"):
+        job(tmp_path / "run", scans, filled.place.root, **changes)
+    whole = fill_cache(tmp_path / "cache", scans / "train", cache_recipe(topk__k=3))
+    trained(tmp_path / "run", scans, whole.place.root, **changes)
 
 
 def test_bfloat16_trains_and_is_another_run_than_float32(scans, tmp_path):

@@ -1,6 +1,7 @@
 """The teacher asked before the first block: is it one of these classes, is it still the same."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,11 +26,13 @@ from teacher_cache.cache.slab import read_slab
 from teacher_cache.cache.teacher_sample import TeacherSample, read_sample
 from teacher_cache.errors import DamagedRecords, ReplayRefused, UserError
 from teacher_cache.filling.opening import library_versions, open_or_create
-from teacher_cache.images.index import index_images
+from teacher_cache.images.index import index_images, rebase
+from teacher_cache.record import Tail
 from teacher_cache.storage.disk import Disk
-from teacher_cache.storage.ledger import seal
+from teacher_cache.storage.ledger import SAMPLE_KEY, seal
 from teacher_cache.teacher.member import TeacherError
-from teacher_cache.verification.sampling import choose_rows, poor_limit
+from teacher_cache.verification.fidelity import Student, expected
+from teacher_cache.verification.sampling import answers_of, choose_rows, poor_limit
 
 
 @given(
@@ -72,6 +75,45 @@ def test_the_sample_is_kept_and_agrees_with_the_records_of_its_view(filled):
     document = json.loads(json.dumps(sample.to_document()))
     again = TeacherSample.from_document(document, filled.layout)
     assert again.to_document() == document
+
+
+def test_what_training_on_the_records_is_to_training_on_whole_answers_is_kept_with_the_sample(
+    scans, tmp_path
+):
+    recipe = cache_recipe(topk__k=1)
+    cache = fill_cache(tmp_path / "cache", scans / "train", recipe)
+    index = rebase(cache.index, scans / "train")
+    teacher = build_teacher(recipe, index)
+    rows = np.arange(len(index))
+    logits_BC, another_BC = (
+        torch.cat([each[0] for _, each in answers_of(index, teacher, recipe, rows, (view,))])
+        for view in (0, 1)
+    )
+    sample = read_sample(cache)
+    assert len(sample.measures) == 2 * 2 * 2 * 3  # temperatures, tails, students, statistics
+    for tau in (1.0, 2.0):
+        q = (logits_BC.double() / tau).softmax(1).numpy()
+        s = (another_BC.double() / tau).softmax(1).numpy()
+        even = np.repeat((1 - q.max(1, keepdims=True)) / 2, 3, axis=1)
+        even[np.arange(90), q.argmax(1)] = q.max(1)
+        for student, given_s in ((Student.FRESH, np.full_like(s, 1 / 3)), (Student.TRAINED, s)):
+            one, other = given_s - even, given_s - q
+            norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+            cosines = (one * other).sum(1) / norms
+            found = expected(sample.measures, tau, Tail.UNIFORM)[student]
+            # records are float16: probabilities are off by 2^-12 of themselves, and the random
+            # teacher's gradients are that small
+            assert found.mean == pytest.approx(cosines.mean(), abs=0.02)
+            assert found.least <= found.low <= found.mean <= 1
+
+
+def test_a_sample_of_an_earlier_version_is_read_and_was_not_measured(own_cache):
+    cache = open_cache(Disk(own_cache))
+    sample = replace(read_sample(cache), measures={})
+    (own_cache / SAMPLE_KEY).write_bytes(seal("sample", cache.owner, sample.to_document()))
+    found = read_sample(cache)
+    assert found.rows.tolist() == sample.rows.tolist()
+    assert expected(found.measures, 1.0, Tail.UNIFORM) is None
 
 
 def test_all_classes_kept_have_a_tail_of_nothing(scans, tmp_path):

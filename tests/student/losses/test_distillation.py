@@ -9,8 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from student.loss import Loss, SparseTarget, Tail, distillation_loss
+from student.losses.criterion import TAILS, Criterion
+from student.losses.distillation import Loss, distillation_loss
+from student.losses.divergences import kl
+from student.losses.target import SparseTarget
+from teacher_cache.record import Tail
 from teacher_cache.teacher.answers import top_k
+from teacher_cache.verification.fidelity import at_temperature, drawn_to, gradient
 
 seeds = st.integers(0, 2**31)
 taus = st.sampled_from([1.0, 2.0, 4.0])
@@ -69,6 +74,27 @@ def test_with_every_class_kept_it_is_the_dense_kl_and_its_gradient(
     assert target.tail_B.isneginf().all()
     expected = dense_and_gradient(logits, torch.log_softmax(teacher / tau, dim=1), tau)
     assert_same(kd_and_gradient(logits, labels, target, tau, tail), expected, tau)
+
+
+@given(seeds, st.integers(2, 40), taus, st.sampled_from(Tail), st.data())
+@settings(deadline=None)
+def test_its_gradient_is_the_one_whose_direction_a_cache_measures(
+    seed: int, classes: int, tau: float, tail: Tail, data: st.DataObject
+) -> None:
+    """`teacher_cache.verification.fidelity` knows the gradients in closed form."""
+    kept = data.draw(st.integers(1, classes - 1))
+    logits, _, teacher, target = random_case(seed, 3, classes, kept, tau)
+    leaf = logits.double().requires_grad_()
+    log_s = torch.log_softmax(leaf / tau, dim=1)
+    (got,) = torch.autograd.grad(kl(log_s, target, tau, tail).sum(), leaf, retain_graph=True)
+    log_q = at_temperature(target.logp_BK.double(), target.tail_B.double()[:, None], tau)
+    drawn = drawn_to(log_s.detach(), target.ids_BK, log_q, tail)
+    torch.testing.assert_close(got * tau, gradient(log_s.detach(), drawn))
+    dense = gradient(log_s.detach(), torch.log_softmax(teacher / tau, dim=1))
+    (expected,) = torch.autograd.grad(
+        F.kl_div(log_s, torch.softmax(teacher / tau, dim=1), reduction="sum"), leaf
+    )
+    torch.testing.assert_close(dense, expected * tau)
 
 
 @given(seeds, st.integers(2, 40), taus, st.data())
@@ -151,22 +177,34 @@ extreme_logp = st.sampled_from([0.0, -1e-4, -30.0, -65504.0])
     st.sampled_from([-math.inf, -65504.0, -20.0, 0.0, 3.0]),
     st.sampled_from([0.5, 1.0, 2.0, 8.0]),
     st.sampled_from([0.0, 0.9, 1.0]),
-    st.sampled_from(Tail),
+    st.sampled_from([(c, tail) for c in Criterion for tail in TAILS[c]]),
 )
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=1000)
 def test_loss_and_gradient_are_finite_however_extreme_the_logits(
-    logits: list[float], logp: list[float], tail_mass: float, tau: float, alpha: float, tail: Tail
+    logits: list[float],
+    logp: list[float],
+    tail_mass: float,
+    tau: float,
+    alpha: float,
+    choice: tuple[Criterion, Tail],
 ) -> None:
+    criterion, tail = choice
+    tau = 1.0 if criterion is Criterion.HARD else tau
     leaf = torch.tensor([logits]).requires_grad_()
+    ids, mass = [4, 0, 2], tail_mass
+    if criterion is Criterion.STANDARDIZED:  # it needs every class
+        ids, logp, mass = [4, 0, 2, 1, 5, 3], [*logp, *reversed(logp)], -math.inf
     target = SparseTarget(
-        ids_BK=torch.tensor([[4, 0, 2]]),
+        ids_BK=torch.tensor([ids]),
         logp_BK=torch.tensor([logp]),
-        tail_B=torch.tensor([tail_mass]),
+        tail_B=torch.tensor([mass]),
     )
     labels = torch.tensor([1])
-    loss = distillation_loss(leaf, labels, target, alpha=alpha, temperature=tau, tail=tail)
-    (gradient,) = torch.autograd.grad(loss.total, leaf)
-    for value in (loss.total, loss.ce, loss.kd, gradient):
+    loss = distillation_loss(
+        leaf, labels, target, alpha=alpha, temperature=tau, tail=tail, criterion=criterion
+    )
+    (slope,) = torch.autograd.grad(loss.total, leaf)
+    for value in (loss.total, loss.ce, loss.kd, slope):
         assert value.isfinite().all()
 
 
