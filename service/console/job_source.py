@@ -30,8 +30,8 @@ class JobSource(Protocol):
     def ranks(self, job_id: str) -> list[Json]:
         """Return a job's ranks in order."""
 
-    def events(self, job_id: str) -> list[Json]:
-        """Return what happened to a job, oldest first."""
+    def events(self, job_id: str) -> Json:
+        """Return the newest 200 `events` of a job, oldest first, and whether there are `more`."""
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""
@@ -83,9 +83,9 @@ class HttpJobs:
         """Return a job's ranks in order."""
         return list(self._ask("GET", f"/{_quoted(job_id)}/ranks")["ranks"])
 
-    def events(self, job_id: str) -> list[Json]:
-        """Return what happened to a job, oldest first."""
-        return list(self._ask("GET", f"/{_quoted(job_id)}/events")["events"])
+    def events(self, job_id: str) -> Json:
+        """Return the newest events of a job."""
+        return self._ask("GET", f"/{_quoted(job_id)}/events", newest="true")
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""

@@ -45,7 +45,7 @@ def job_table(rows: Sequence[Json]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def job_page(job: Json, ranks: Sequence[Json], events: Sequence[Json]) -> str:
+def job_page(job: Json, ranks: Sequence[Json], events: Json) -> str:
     """Return everything of one job, in sections."""
     facts = {
         "job": job["id"],
@@ -66,8 +66,11 @@ def job_page(job: Json, ranks: Sequence[Json], events: Sequence[Json]) -> str:
     parts = [_pairs({name: value for name, value in facts.items() if value})]
     if len(ranks) > 1:
         parts.append("ranks\n" + "\n".join(f"  {rank_line(rank)}" for rank in ranks))
-    if events:
-        lines = [f"  {each['time']}  {each['kind']:<10}  {each['text']}" for each in events]
+    if events["events"]:
+        lines = ["  ... earlier ones are left out"] if events["more"] else []
+        lines += [
+            f"  {each['time']}  {each['kind']:<10}  {each['text']}" for each in events["events"]
+        ]
         parts.append("events\n" + "\n".join(lines))
     parts += [
         f"{section}\n" + _pairs(job[section], indent="  ")

@@ -1,6 +1,7 @@
 """`cli.py jobs` without a service: the records themselves, said as the service says them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -48,9 +49,10 @@ class StoredJobs:
         found = self._found(job_id, self._store.ranks)
         return list(_json(ranks_answer(found, self._periods))["ranks"])
 
-    def events(self, job_id: str) -> list[Json]:
-        """Return what happened to a job, oldest first."""
-        return list(_json(events_answer(self._found(job_id, self._store.events), 0))["events"])
+    def events(self, job_id: str) -> Json:
+        """Return the newest events of a job."""
+        read = partial(self._store.events, newest=True)
+        return _json(events_answer(self._found(job_id, read), 0))
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""

@@ -1,6 +1,7 @@
 """Follows one job to its end, and turns the end into an exit code."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -92,7 +93,8 @@ def _ask_until_answered(source: JobSource, job_id: str) -> Json:
 
 def _seen(job: Json) -> Seen:
     progress = job["progress"]
-    metrics = {name: value for name, value in job["metrics"].items() if value is not None}
+    # one that is not finite must not leave its last finite value on the line
+    metrics = {name: math.nan if value is None else value for name, value in job["metrics"].items()}
     return Seen(progress["done"], progress["total"], progress["unit"], progress["resumed"], metrics)
 
 

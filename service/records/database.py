@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from service.records.mounts import network_mount
-from service.records.schema import SCHEMA_VERSION, metadata, schema_table
+from service.records.schema import SCHEMA_VERSION, lenient_json, metadata, schema_table
 
 BUSY_TIMEOUT_S = 5.0
 """How long a call waits for another writer's lock, or for a server to answer."""
@@ -230,7 +230,7 @@ def _sqlite_engine(file: Path, begin_with: str, timeout_s: float, **pool: Any) -
         # a transaction that reads first and then writes would fail at once where another one wrote
         connection.exec_driver_sql(begin_with)
 
-    engine = create_engine("sqlite://", creator=connect, **pool)
+    engine = create_engine("sqlite://", creator=connect, json_deserializer=lenient_json, **pool)
     event.listen(engine, "begin", begin)
     return engine
 

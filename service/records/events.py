@@ -21,6 +21,9 @@ class EventKind(StrEnum):
     CHECKPOINT = "checkpoint"
 
 
+_KINDS = frozenset(EventKind)
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One event as it is stored."""
@@ -29,6 +32,14 @@ class Event:
     time: datetime
     kind: EventKind
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events, oldest first, and whether there are `more`: later, or earlier than the newest."""
+
+    events: tuple[Event, ...]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +93,19 @@ def add_said(connection: Connection, job_id: str, rank: int, said: Sequence[Said
     )
 
 
-def read_events(connection: Connection, job_id: str, after: int, limit: int) -> tuple[Event, ...]:
-    """Return up to `limit` events of a job whose id is above `after`, oldest first."""
-    query = (
-        select(_e.id, _e.time, _e.kind, _e.text)
-        .where(_e.job == job_id, _e.id > after)
-        .order_by(_e.id)
-        .limit(limit)
-    )
-    return tuple(
-        Event(row.id, row.time, EventKind(row.kind), row.text) for row in connection.execute(query)
-    )
+def read_events(
+    connection: Connection, job_id: str, after: int, limit: int, *, newest: bool
+) -> Events:
+    """Return up to `limit` events of a job whose id is above `after`, oldest first.
+
+    The first of them, or the `newest` where there are more.
+    """
+    query = select(_e.id, _e.time, _e.kind, _e.text).where(_e.job == job_id, _e.id > after)
+    ordered = query.order_by(_e.id.desc() if newest else _e.id).limit(limit + 1)
+    found = [
+        Event(row.id, row.time, EventKind(row.kind), row.text)
+        for row in connection.execute(ordered)
+        if row.kind in _KINDS and isinstance(row.time, datetime)  # one damaged row hides no other
+    ]
+    kept = found[:limit]
+    return Events(tuple(reversed(kept) if newest else kept), more=len(found) > limit)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, case, func, insert, select, update
 
-from service.jobs import FINAL_STATES, IllegalTransitionError, Observed, State
+from service.jobs import FINAL_STATES, IllegalTransitionError, Observed, Periods, State, Status
 from service.records.database import StoreError, open_database
 from service.records.events import Said, add_said, add_state
 from service.records.rank_rows import Rank, beat, job_of
@@ -186,21 +186,27 @@ class JobStore(JobReader):
             raise NoSuchJobError(job_id)
         raise IllegalTransitionError(job_id, current, target)
 
-    def request_cancel(self, job_id: str) -> Observed | None:
+    def request_cancel(self, job_id: str, periods: Periods | None = None) -> Observed | None:
         """Ask a job to stop, and return it; None if there is none. Asking twice is asking once.
 
-        The job finds it with its next heartbeat, stops after its step or block, and saves.
+        The job finds it with its next heartbeat, stops after its step or block, and saves. One
+        that reads as crashed will not look: it is cancelled at once, and should it live after
+        all, it finds that.
 
         Raises:
             IllegalTransitionError: the job has ended.
         """
-        if self.get(job_id) is None:
+        found = self.get(job_id)
+        if found is None:
             return None
+        crashed = found.status(Periods() if periods is None else periods) is Status.CRASHED
         try:
             self.transition(job_id, State.CANCELLING, "cancellation was asked for")
         except IllegalTransitionError as error:
             if error.current is not State.CANCELLING:
                 raise
+        if crashed:
+            self.transition(job_id, State.CANCELLED, "cancelled after it had crashed")
         return self.get(job_id)
 
     def beat_rank(

@@ -1,14 +1,16 @@
 """Reads job records: SQLAlchemy Core, one code path for SQLite and PostgreSQL."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
 from sqlalchemy import Connection, bindparam, func, select
 
 from service.jobs import JobRecord, Observed, Periods, State, is_job_id
 from service.records.database import Database
-from service.records.events import Event, read_events
+from service.records.events import Events, read_events
 from service.records.kind_summary import KindSummary, summarize
 from service.records.rank_rows import RankRecord, read_ranks
 from service.records.schema import database_now, jobs_table, ranks_table
@@ -27,6 +29,19 @@ _READ = (
 )
 _ONE = select(*(_j[name] for name in _FIELDS), *_READ).where(_j.id == bindparam("job_id"))
 _ROWS = select(*(_j[name] for name in _FIELDS if name not in _LONG), *_READ).order_by(_j.id.desc())
+_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("id", "kind", "unit", "host", "reason", "resumed_from"), str),
+    **dict.fromkeys(("state",), State),
+    **dict.fromkeys(
+        ("done", "total", "resumed", "pid", "attempt", "bytes", "version", "ranks"), int
+    ),
+    **dict.fromkeys(("rate", "eta_s"), (int, float)),
+    **dict.fromkeys(("created", "heartbeat", "started", "ended", "progress_at"), datetime),
+    **dict.fromkeys(("config",), dict),
+}
+_MAY_BE_ABSENT = frozenset(
+    {"reason", "resumed_from", "total", "bytes", "rate", "eta_s", "started", "ended", "progress_at"}
+)
 _STATE = select(_j.state).where(_j.id == bindparam("job_id"))
 
 
@@ -112,12 +127,14 @@ class JobReader:
                 return None
             return tuple(read_series(connection, job_id, name, points) for name in names)
 
-    def events(self, job_id: str, after: int = 0, limit: int = 200) -> tuple[Event, ...] | None:
+    def events(
+        self, job_id: str, after: int = 0, limit: int = 200, *, newest: bool = False
+    ) -> Events | None:
         """Return a job's events of ids above `after`, oldest first; None if it does not exist."""
         with self._database.reading() as connection:
             if not _holds(connection, job_id):
                 return None
-            return read_events(connection, job_id, after, limit)
+            return read_events(connection, job_id, after, limit, newest=newest)
 
     def summary(self, periods: Periods) -> tuple[KindSummary, ...]:
         """Return all jobs in a few figures by kind."""
@@ -143,6 +160,37 @@ def stored_state(connection: Connection, job_id: str) -> State | None:
 
 
 def _observed(row: Any) -> Observed:
+    """Return a row as a record; what of it nothing can be made of is replaced and said.
+
+    One damaged row must not keep a reader from all the others.
+    """
     values = row._asdict()
     now = values.pop("now")
-    return Observed(JobRecord(**values), now)
+    known = {name: value for name, value in values.items() if _is_sound(name, value)}
+    damaged = sorted(values.keys() - known.keys())
+    if damaged:
+        instant = known.get("created") or known.get("heartbeat") or datetime.fromtimestamp(0, UTC)
+        missing = {"kind": "?", "unit": "", "done": 0, "created": instant, "heartbeat": instant}
+        known = missing | known | {"reason": f"the record is damaged: {', '.join(damaged)}"}
+        known.setdefault("state", State.FAILED)
+    return Observed(JobRecord(**known), now)
+
+
+def _is_sound(name: str, value: object) -> bool:
+    """Whether `value` is what a record's field of that name holds: SQLite itself asks nothing."""
+    if name == "metrics":
+        return isinstance(value, dict) and all(
+            each is None or (isinstance(each, int | float) and math.isfinite(each))
+            for each in value.values()
+        )
+    if name == "artifacts":
+        return isinstance(value, list) and all(
+            isinstance(each, dict) and {"name", "size", "sha256"} <= each.keys() for each in value
+        )
+    if name == "environment":
+        return isinstance(value, dict) and all(
+            each is None or isinstance(each, str | bool) for each in value.values()
+        )
+    if value is None:
+        return name in _MAY_BE_ABSENT
+    return isinstance(value, _TYPES[name])

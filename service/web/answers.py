@@ -6,7 +6,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from service.jobs import Observed, Periods, State, Status
-from service.records.events import Event, EventKind
+from service.records.events import EventKind, Events
 from service.records.rank_rows import RankRecord
 from service.records.reader import Page
 from service.records.series import Series, SeriesName
@@ -139,10 +139,14 @@ class EventAnswer(Answer):
 
 
 class EventsAnswer(Answer):
-    """Events, oldest first; `last_id` is the `after` of the next question."""
+    """Events, oldest first; `last_id` is the `after` of the next question.
+
+    `more`: there are later ones, or where the newest were asked for, earlier ones.
+    """
 
     events: list[EventAnswer]
     last_id: int
+    more: bool
 
 
 class HealthAnswer(Answer):
@@ -208,10 +212,11 @@ def series_answer(series: Sequence[Series]) -> MetricsAnswer:
     return MetricsAnswer(series=[SeriesAnswer.model_validate(one) for one in series])
 
 
-def events_answer(events: Sequence[Event], after: int) -> EventsAnswer:
+def events_answer(found: Events, after: int) -> EventsAnswer:
     """Return events that came after the id `after`."""
-    answers = [EventAnswer.model_validate(one) for one in events]
-    return EventsAnswer(events=answers, last_id=answers[-1].id if answers else after)
+    answers = [EventAnswer.model_validate(one) for one in found.events]
+    last_id = answers[-1].id if answers else after
+    return EventsAnswer(events=answers, last_id=last_id, more=found.more)
 
 
 def poll_after_s(status: Status) -> float | None:

@@ -36,9 +36,13 @@ NO_SUCH_JOB = "there is no such job; GET /api/v1/jobs lists them"
 
 JobId = Annotated[str, Path(description="32 hexadecimal digits")]
 Known = Annotated[str | None, Header(alias="If-None-Match", max_length=8192)]
-MetricName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetricName = Annotated[
+    # no name holds NUL, which PostgreSQL refuses
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]+$")
+]
 Id = Annotated[int, Query(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Query(ge=1, le=200)]
+Newest = Annotated[bool, Query(description="The newest, where there are more than `limit`")]
 
 
 def job_routes(store: JobStore, periods: Periods) -> APIRouter:
@@ -118,9 +122,13 @@ def _add_parts(router: APIRouter, store: JobStore, periods: Periods) -> None:
         return _json(series_answer(_found(store.metrics(job_id, name, points))))
 
     @router.get("/jobs/{job_id}/events", response_model=EventsAnswer, responses=responses)
-    async def get_events(job_id: JobId, after: Id = 0, limit: Limit = 200) -> Response:
-        """What happened to a job since the event `after`, oldest first."""
-        found = _found(await _read(store, lambda: store.events(job_id, after, limit)))
+    async def get_events(
+        job_id: JobId, after: Id = 0, limit: Limit = 200, *, newest: Newest = False
+    ) -> Response:
+        """What happened to a job since the event `after`, oldest first; all, or the newest."""
+        found = _found(
+            await _read(store, lambda: store.events(job_id, after, limit, newest=newest))
+        )
         return _json(events_answer(found, after))
 
 
@@ -134,7 +142,7 @@ def _add_cancel(router: APIRouter, store: JobStore, periods: Periods) -> None:
     def cancel_job(job_id: JobId) -> Response:
         """Ask a job to stop after its step or block, and to save; asking twice is asking once."""
         try:
-            job = _found(store.request_cancel(job_id))
+            job = _found(store.request_cancel(job_id, periods))
         except IllegalTransitionError as error:
             raise HTTPException(409, f"the job has ended: it is {error.current}") from error
         return _json(job_row(job, periods), status=202)

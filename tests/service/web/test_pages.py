@@ -2,15 +2,14 @@
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from live_service import live_service
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from repository import REPOSITORY
 
 from service.jobs import State, job_id
@@ -18,10 +17,6 @@ from service.records.job_store import JobStore
 from service.records.rank_rows import Rank
 from service.records.series import Point
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here ('make browser' installs one): the page is not tried"
-)
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 TOKEN = "a-token-of-thirty-two-bytes-or-more"
 
@@ -55,47 +50,6 @@ with record_job(sys.argv[1], kind="train-student", unit="steps") as recorder:
             recorder.finish("cancelled")
             break
 """
-
-
-expect.set_options(timeout=60_000)  # only a failure takes as long; machines may be slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_tab(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open a tab; at the end none has met an error, or asked anyone but the service."""
-    contexts, faults = [], []
-
-    def open_(url: str, **settings: Any) -> Page:
-        context = browser.new_context(**{"viewport": WIDE, **settings})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        origin = "/".join(url.split("/")[:3])
-        page.on("request", lambda asked: asked.url.startswith(origin) or faults.append(asked.url))
-        page.goto(url)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    # what a browser logs of answers that a test provokes: 401, 404, 409, and a service away
-    assert [fault for fault in faults if "Failed to load resource" not in fault] == []
-
-
-@pytest.fixture
-def base(url: str, store: JobStore) -> Iterator[str]:
-    with live_service(url) as base:
-        yield base
 
 
 @pytest.fixture

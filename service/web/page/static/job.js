@@ -18,7 +18,8 @@ const ranks = new Ranks(find("ranks"));
 let job = null;
 let seenAt = 0;
 let metricsAt = -Infinity;
-let lastEvent = 0;
+let lastEvent = null;
+const due = { events: true, metrics: true }; // until they are drawn, whatever failed meanwhile
 
 const isFinal = () => job.ended !== null;
 const elapsed = () => (isFinal() ? 0 : (performance.now() - seenAt) / 1000);
@@ -28,12 +29,14 @@ async function look() {
   if (isNew || job === null) {
     job = body;
     seenAt = performance.now();
+    due.events = due.metrics = true;
     draw();
-    await drawEvents();
   }
-  if (isNew && (isFinal() || performance.now() - metricsAt > METRICS_S * 1000)) {
-    metricsAt = performance.now();
+  if (due.events) await drawEvents();
+  if (due.metrics && (isFinal() || performance.now() - metricsAt > METRICS_S * 1000)) {
     await drawMetrics();
+    due.metrics = false;
+    metricsAt = performance.now();
   }
   if (job.ranks > 1) ranks.draw((await ask(`${API}/ranks`)).body.ranks, job.progress.unit);
   return job.poll_after_s;
@@ -107,7 +110,9 @@ function showNote() {
   };
   const idle = (job.progress_age_s ?? 0) + elapsed();
   const idling = job.status === "running" && idle > IDLE_S ? `Alive, but no progress for ${span(idle)}.` : "";
-  showText(note, job.reason ?? words[job.status] ?? idling);
+  // what a silent job said before it fell silent tells less than its silence
+  const said = job.status === "stale" || job.status === "crashed" ? null : job.reason;
+  showText(note, said ?? words[job.status] ?? idling);
   note.dataset.status = job.status;
 }
 
@@ -141,16 +146,24 @@ function chartOf(group) {
 }
 
 async function drawEvents() {
-  const { events, last_id: last } = (await ask(`${API}/events?after=${lastEvent}`)).body;
-  if (events.length === 0) return;
-  lastEvent = last ?? events.at(-1).id;
   const list = find("events").querySelector("ol");
-  for (const event of events) {
-    list.prepend(element("li", { "data-kind": event.kind },
-      element("time", { datetime: event.time }, fullInstant(event.time)),
-      element("span", { class: "kind" }, event.kind), element("span", {}, event.text)));
+  for (;;) {
+    const place = lastEvent === null ? "newest=true" : `after=${lastEvent}`;
+    const { events, last_id: last, more } = (await ask(`${API}/events?${place}`)).body;
+    if (lastEvent === null && more) {
+      list.append(element("li", {}, element("span"), element("span"), element("span", {}, "Earlier events are left out; the API has them.")));
+    }
+    for (const event of events) {
+      list.prepend(element("li", { "data-kind": event.kind },
+        element("time", { datetime: event.time }, fullInstant(event.time)),
+        element("span", { class: "kind" }, event.kind), element("span", {}, event.text)));
+      find("events").hidden = false;
+    }
+    const isFirst = lastEvent === null;
+    lastEvent = last;
+    if (isFirst || !more) break;
   }
-  find("events").hidden = false;
+  due.events = false;
 }
 
 function pairs(section, facts) {
