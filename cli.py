@@ -113,7 +113,7 @@ def cache_teacher(
     device: DeviceOption = "auto",
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
-    from service.recording.recorder import record_job
+    from service.recording.recorder import record_job, recorded_if_it_fails
     from teacher_cache.cache.teacher_sample import read_sample
     from teacher_cache.filling.fill import fill
     from teacher_cache.filling.opening import open_or_create
@@ -128,25 +128,26 @@ def cache_teacher(
     place = locate(out)
     changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
-    index = _index(settings, data)
-    if isinstance(place, Disk):
-        require_outside(index, place.root)
-    teacher = _teacher(settings, index.class_count, device)
-    cache = open_or_create(
-        place,
-        settings,
-        index,
-        teacher,
-        accept_pixel_libraries=accept_pixel_libraries,
-        accept_teacher_libraries=accept_teacher_libraries,
-    )
-    sample = read_sample(cache)
+    shown = {**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data}
+    recorded: dict[str, Any] = {"kind": "cache-teacher", "unit": "records", "out": out}
+    with recorded_if_it_fails(**recorded, config=shown, rank=rank):
+        index = _index(settings, data)
+        if isinstance(place, Disk):
+            require_outside(index, place.root)
+        teacher = _teacher(settings, index.class_count, device)
+        cache = open_or_create(
+            place,
+            settings,
+            index,
+            teacher,
+            accept_pixel_libraries=accept_pixel_libraries,
+            accept_teacher_libraries=accept_teacher_libraries,
+        )
+        sample = read_sample(cache)
     asked = {"teacher top-1": round(sample.top1, 4)} if sample else {}
     recorder = record_job(
-        kind="cache-teacher",
-        unit="records",
-        config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data, **asked},
-        out=out,
+        **recorded,
+        config=shown | asked,
         device=str(teacher.device),
         rank=rank,
         images_per_unit=1,
@@ -201,7 +202,7 @@ def train_student(
     every batch.
     """
     from service.console.terminal import spell
-    from service.recording.recorder import record_job
+    from service.recording.recorder import record_job, recorded_if_it_fails
     from student.ranks import joined
     from student.recipe import StudentRecipe
     from student.training.start import start_together
@@ -211,18 +212,21 @@ def train_student(
 
     settings = load_recipe(recipe, StudentRecipe, overrides=overrides or (), package="student")
     patience_s = follow_timeout_s if follow else None
-    training = _training_data(settings, cache, data, patience_s, accept=accept_pixel_libraries)
-    validation = index_images(val, class_ids=training.index.class_ids)
-    for images in (training.index, validation):
-        require_outside(images, out)
-    place = _device(device)
+    shown = {"recipe": recipe.stem, "data": data}
+    recorded: dict[str, Any] = {"kind": "train-student", "unit": "steps", "out": str(out)}
+    early = {**recorded, "config": {**settings.model_dump(mode="json"), **shown}}
+    with recorded_if_it_fails(**early):
+        training = _training_data(settings, cache, data, patience_s, accept=accept_pixel_libraries)
+        validation = index_images(val, class_ids=training.index.class_ids)
+        for images in (training.index, validation):
+            require_outside(images, out)
+        place = _device(device)
     with joined(place) as ranks:
-        run = start_together(out, settings, training, validation, ranks)
+        with recorded_if_it_fails(**early):
+            run = start_together(out, settings, training, validation, ranks)
         recorder = record_job(
-            kind="train-student",
-            unit="steps",
-            config={**training.settings(settings), "recipe": recipe.stem, "data": data},
-            out=str(out),
+            **recorded,
+            config=training.settings(settings) | shown,
             device=str(place),
             rank=ranks.number,
             images_per_unit=settings.optimizer.batch_size,
@@ -233,8 +237,8 @@ def train_student(
         if not ranks.is_first:
             return
     summary = json.loads(run.summary.read_text())
-    shown = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
-    figures = spell({name: summary[name] for name in shown if name in summary})
+    names = ("model", "ema_top1", "top1", "top5", "seconds", "parameters", "parameters_folded")
+    figures = spell({name: summary[name] for name in names if name in summary})
     print(printable_lines(f"run {out}: {figures}"))
 
 

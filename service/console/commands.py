@@ -41,11 +41,17 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first: state, progress, rate, time left, age of the heartbeat."""
-    from service.console.job_text import job_table
+    from service.console.job_text import job_table, no_jobs
+
+    filtered = state is not None or kind is not None
 
     with _source(url, token_file) as source:
         page = source.jobs(state=state, kind=kind, limit=limit)
-    _print(page, as_json=as_json, text=lambda: job_table(page["jobs"]))
+    _print(
+        page,
+        as_json=as_json,
+        text=lambda: job_table(page["jobs"]) or no_jobs(source.where, filtered=filtered),
+    )
 
 
 @jobs_app.command("show")
@@ -55,7 +61,7 @@ def show_job(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one job in full: progress, ranks, events, config, environment, artifacts."""
+    """Show one job in full: progress, ranks, events, log, config, environment, artifacts."""
     from service.console.job_source import resolve
     from service.console.job_text import job_page
 
@@ -65,6 +71,7 @@ def show_job(
             "job": source.job(found),
             "ranks": source.ranks(found),
             "events": source.events(found),
+            "log": source.log(found),
         }
     _print(facts, as_json=as_json, text=lambda: job_page(**facts))
 

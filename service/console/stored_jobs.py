@@ -11,6 +11,7 @@ from service.jobs import IllegalTransitionError, Periods, State
 from service.records.database import default_url
 from service.records.job_store import open_store
 from service.web.answers import (
+    LogAnswer,
     events_answer,
     job_answer,
     job_row,
@@ -28,6 +29,7 @@ class StoredJobs:
     def __init__(self, url: str | None = None) -> None:
         self._store = open_store(default_url() if url is None else url)
         self._periods = Periods()
+        self.where = self._store.database_name
 
     def jobs(self, *, limit: int, **filters: Any) -> Json:
         """Return a page of jobs."""
@@ -38,7 +40,7 @@ class StoredJobs:
             filters["state"] = State(state)
         page = self._store.list(limit=limit, cursor=before, **filters)
         following = None if page.next_cursor is None else cursor_after(page.next_cursor)
-        return _json(jobs_answer(page, self._periods, following))
+        return _json(jobs_answer(page, self._periods, following, self.where))
 
     def job(self, job_id: str) -> Json:
         """Return one job in full."""
@@ -53,6 +55,10 @@ class StoredJobs:
         """Return the newest events of a job."""
         read = partial(self._store.events, newest=True)
         return _json(events_answer(self._found(job_id, read), 0))
+
+    def log(self, job_id: str) -> Json:
+        """Return the end of a job's log."""
+        return _json(LogAnswer.model_validate(self._found(job_id, self._store.log)))
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""

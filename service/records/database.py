@@ -4,6 +4,7 @@ A writer's connection lives only as long as one call; a reader's is kept, and le
 where the file was deleted or replaced since.
 """
 
+import math
 import os
 import sqlite3
 import time
@@ -19,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
+from service.records.migrations import OLDEST_VERSION, migrate
 from service.records.mounts import network_mount
 from service.records.schema import SCHEMA_VERSION, lenient_json, metadata, schema_table
 
@@ -26,6 +28,7 @@ BUSY_TIMEOUT_S = 5.0
 """How long a call waits for another writer's lock, or for a server to answer."""
 READ_TIMEOUT_S = 1.0
 """How long a reader waits, which no writer in WAL mode makes it do."""
+_VERSION_STANDS_S = 1.0
 _CREATION_LOCK = 0x5245_544F_5254
 """The PostgreSQL advisory lock under which the tables are made: 'RETORT' in ASCII."""
 _EXPECTED = (
@@ -72,21 +75,25 @@ def open_database(url: str) -> "Database":
             raise StoreRefusedError(f"the job database must be a plain SQLite file: {_EXPECTED}")
         file = Path(parsed.database).absolute()
         _refuse_network_mount(file)
-        return Database(_sqlite_writer(file), _sqlite_reader(file), file)
+        return Database(_sqlite_writer(file), _sqlite_reader(file), file, str(file))
     if backend in ("postgresql", "postgres"):
         pooled = {"poolclass": QueuePool, "pool_size": 4, "max_overflow": 12, "pool_timeout": 5.0}
         reader = _postgresql_engine(parsed, pool_pre_ping=True, **pooled)
-        return Database(_postgresql_engine(parsed, poolclass=NullPool), reader, None)
+        name = f"postgresql://{parsed.host or 'localhost'}/{parsed.database or ''}"
+        return Database(_postgresql_engine(parsed, poolclass=NullPool), reader, None, name)
     raise StoreRefusedError(f"the URL of the job database is of {backend!r}: {_EXPECTED}")
 
 
 class Database:
     """Opens a connection a call for writing, and lends one for reading."""
 
-    def __init__(self, writer: Engine, reader: Engine, file: Path | None) -> None:
+    def __init__(self, writer: Engine, reader: Engine, file: Path | None, name: str) -> None:
+        self.name = name
+        """Which one it is: the file, or host and database; who logs in is not in it."""
         self._engine = writer
         self._reader = reader
         self._file = file
+        self._was_read = False
         weakref.finalize(self, reader.dispose)  # connections that are kept end with their keeper
 
     @property
@@ -95,17 +102,20 @@ class Database:
         return self._file is not None
 
     def prepare(self) -> None:
-        """Make the folder, the file and the tables where they are missing; check their version."""
-        with _as_store_errors():
+        """Make folder, file and tables where they are missing, or of an older schema."""
+        with self._as_store_errors():
             if self._file is not None:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 _make_wal_file(self._file)
         with self.writing() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(_CREATION_LOCK)))
-            metadata.create_all(connection)
-            if not _has_schema(connection):
+            version = self._version(connection)
+            if version is None:
+                metadata.create_all(connection)
                 connection.execute(insert(schema_table).values(version=SCHEMA_VERSION))
+            else:
+                migrate(connection, version)
 
     def hold_open(self) -> Connection | None:
         """Return a connection that a writer keeps, unused, until its job ends; None if none helps.
@@ -116,7 +126,7 @@ class Database:
         """
         if self._file is None:
             return None
-        with _as_store_errors():
+        with self._as_store_errors():
             connection = self._engine.connect()
             connection.scalar(select(schema_table.c.version))  # a file is entered when it is read
             connection.rollback()
@@ -126,7 +136,7 @@ class Database:
     def writing(self) -> Iterator[Connection]:
         """Yield a connection within one transaction that holds the write lock from its start."""
         with (
-            _as_store_errors(),
+            self._as_store_errors(),
             self._engine.connect() as connection,
             connection.begin(),
         ):
@@ -134,46 +144,75 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection | None]:
-        """Yield a connection, or None where no job has recorded itself yet."""
+        """Yield a connection, or None where no job has recorded itself yet.
+
+        Tables that came with a later schema than the database's are not there: see `schema_of`.
+        """
         if self._file is not None and not self._file.exists():
             self._reader.dispose()
             yield None
             return
-        with _as_store_errors(), self._reader.connect() as connection:
-            # asked once a connection: its tables do not change under a reader
-            known = connection.info
-            if "schema" not in known and _has_schema(connection):
-                known["schema"] = SCHEMA_VERSION
-            yield connection if "schema" in known else None
+        with self._as_store_errors(), self._reader.connect() as connection:
+            # asked once a second: a writer of a later Retort may have changed it meanwhile
+            known, now_s = connection.info, time.monotonic()
+            if now_s - known.get("asked_s", -math.inf) > _VERSION_STANDS_S:
+                known["schema"], known["asked_s"] = self._version(connection), now_s
+            if known["schema"] is None:
+                known["asked_s"] = -math.inf  # a job may make it any moment
+            self._was_read = self._was_read or known["schema"] is not None
+            yield connection if known["schema"] is not None else None
 
     def check(self) -> None:
-        """Raise if records cannot be read, or are of another schema version."""
+        """Raise if records cannot be read, are of another schema version, or were deleted."""
         with self.reading() as connection:
             if connection is not None:
-                _has_schema(connection)
+                self._version(connection)
+            elif self._was_read:
+                raise StoreError(
+                    f"the job database {self.name} was deleted since it was read: a job that runs "
+                    "makes it again, else restore it"
+                )
+
+    def _version(self, connection: Connection) -> int | None:
+        """Return the version of the schema, None where nothing has been made yet.
+
+        Raises:
+            StoreRefusedError: it is none that this Retort can read, or the file is another's.
+        """
+        # looked for before it is read: a job may be making it at this moment
+        tables = inspect(connection)
+        if not tables.has_table(schema_table.name):
+            if self._file is not None and tables.get_table_names():
+                raise StoreRefusedError(
+                    f"{self.name} is a SQLite database of something else, without job records: "
+                    "set RETORT_DB to the one that the jobs write, or to a new file"
+                )
+            return None
+        version: int | None = connection.scalar(select(schema_table.c.version))
+        if version is not None and not OLDEST_VERSION <= version <= SCHEMA_VERSION:
+            newer = version > SCHEMA_VERSION
+            hint = "a newer Retort made it, use that one" if newer else "it is too old"
+            raise StoreRefusedError(
+                f"the job database {self.name} has schema {version}, this Retort expects "
+                f"{OLDEST_VERSION} to {SCHEMA_VERSION}: {hint}, or let RETORT_DB name another"
+            )
+        return version
+
+    @contextmanager
+    def _as_store_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:  # `orig` alone: the rest repeats the statement and its values
+            cause: object = error.orig
+            raise StoreError(f"the job database {self.name} cannot be used: {cause}") from error
+        except (OSError, sqlite3.Error, PoolTimeoutError) as error:
+            raise StoreError(f"the job database {self.name} cannot be used: {error}") from error
 
 
-def _has_schema(connection: Connection) -> bool:
-    # looked for before it is read: a job may be making it at this moment
-    if not inspect(connection).has_table(schema_table.name):
-        return False
-    version = connection.scalar(select(schema_table.c.version))
-    if version not in (None, SCHEMA_VERSION):
-        raise StoreRefusedError(
-            f"the job database has schema {version}, this Retort expects {SCHEMA_VERSION}: "
-            "use the Retort that made it, or set RETORT_DB to another database"
-        )
-    return version is not None
-
-
-@contextmanager
-def _as_store_errors() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:  # `orig` alone: the rest repeats the statement and its values
-        raise StoreError(f"the job database cannot be used: {error.orig}") from error
-    except (OSError, sqlite3.Error, PoolTimeoutError) as error:
-        raise StoreError(f"the job database cannot be used: {error}") from error
+def schema_of(connection: Connection) -> int:
+    """Return the version of the schema that a reader's connection reads."""
+    version: int = connection.info["schema"]
+    return version
 
 
 def _refuse_network_mount(file: Path) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, func, insert, select, update
 
 from service.jobs import FINAL_STATES, IllegalTransitionError, Observed, Periods, State, Status
 from service.records.database import StoreError, open_database
-from service.records.events import Said, add_said, add_state
+from service.records.events import Log, Said, add_said, add_state, write_log
 from service.records.rank_rows import Rank, beat, job_of
 from service.records.reader import JobReader, stored_state
 from service.records.schema import database_now, jobs_table
@@ -208,6 +208,11 @@ class JobStore(JobReader):
         if crashed:
             self.transition(job_id, State.CANCELLED, "cancelled after it had crashed")
         return self.get(job_id)
+
+    def keep_log(self, job_id: str, log: Log) -> None:
+        """Store the end of a job's log, in the place of what was stored of it before."""
+        with self._database.writing() as connection:
+            write_log(connection, job_id, log)
 
     def beat_rank(
         self,

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from service.jobs import JobRecord, Observed, Periods, State, is_job_id
 from service.records.database import Database
-from service.records.events import Events, read_events
+from service.records.events import Events, Log, read_events, read_log
 from service.records.kind_summary import KindSummary, summarize
 from service.records.rank_rows import RankRecord, read_ranks
 from service.records.schema import database_now, jobs_table, ranks_table
@@ -62,6 +62,11 @@ class JobReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    @property
+    def database_name(self) -> str:
+        """Which database is read: a file, or host and name."""
+        return self._database.name
 
     @property
     def is_local(self) -> bool:
@@ -135,6 +140,13 @@ class JobReader:
             if not _holds(connection, job_id):
                 return None
             return read_events(connection, job_id, after, limit, newest=newest)
+
+    def log(self, job_id: str) -> Log | None:
+        """Return the end of a job's log; None if there is no such job."""
+        with self._database.reading() as connection:
+            if not _holds(connection, job_id):
+                return None
+            return read_log(connection, job_id)
 
     def summary(self, periods: Periods) -> tuple[KindSummary, ...]:
         """Return all jobs in a few figures by kind."""

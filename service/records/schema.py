@@ -26,7 +26,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from service.jobs import State
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DAMAGED: Any = "damaged"
 """Stands for a stored value that nothing can be made of."""
 
@@ -180,6 +180,15 @@ events_table = Table(
     UniqueConstraint("job", "rank", "number"),
     Index("events_by_job", "job", "id"),
     sqlite_autoincrement=True,  # an id is never given twice
+)
+
+# apart from the jobs, whose rows are read by hundreds
+logs_table = Table(
+    "logs",
+    metadata,
+    Column("job", _Id, primary_key=True),
+    Column("traceback", String),
+    Column("lines", String, nullable=False),
 )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -76,10 +77,14 @@ class JobAnswer(JobRow):
 
 
 class JobsAnswer(Answer):
-    """A page of jobs, newest first; `next_cursor` is null on the last one."""
+    """A page of jobs, newest first; `next_cursor` is null on the last one.
+
+    `database` names where they are recorded, a file by its last three parts.
+    """
 
     jobs: list[JobRow]
     next_cursor: str | None
+    database: str
 
 
 class RankAnswer(Answer):
@@ -149,6 +154,13 @@ class EventsAnswer(Answer):
     more: bool
 
 
+class LogAnswer(Answer):
+    """The last lines of a job's log, oldest first, and the traceback of its failure."""
+
+    lines: list[str]
+    traceback: str | None
+
+
 class HealthAnswer(Answer):
     """That the service lives, or can read its database."""
 
@@ -178,9 +190,11 @@ def job_answer(job: Observed, periods: Periods) -> JobAnswer:
     )
 
 
-def jobs_answer(page: Page, periods: Periods, next_cursor: str | None) -> JobsAnswer:
-    """Return a page of jobs."""
-    return JobsAnswer(jobs=[job_row(job, periods) for job in page.jobs], next_cursor=next_cursor)
+def jobs_answer(page: Page, periods: Periods, next_cursor: str | None, database: str) -> JobsAnswer:
+    """Return a page of jobs; `database` is the full name of where they are recorded."""
+    shown = database if "://" in database else "/".join(Path(database).parts[-3:])
+    rows = [job_row(job, periods) for job in page.jobs]
+    return JobsAnswer(jobs=rows, next_cursor=next_cursor, database=shown)
 
 
 def ranks_answer(ranks: Sequence[RankRecord], periods: Periods) -> RanksAnswer:

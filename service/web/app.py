@@ -37,6 +37,7 @@ def create_app(
     # no docs pages: they load scripts from elsewhere
     app = FastAPI(title="Retort", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.traffic = traffic
+    app.state.database = store.database_name
     answer_problems(app)
     app.include_router(job_routes(store, periods))
     _add_health(app, store)
@@ -73,6 +74,7 @@ def serve(
         bound = listening.getsockname()[:2]
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         logging.getLogger("uvicorn.error").info("jobs on http://%s:%d", shown, bound[1])
+        logging.getLogger("uvicorn.error").info("records of jobs in %s", app.state.database)
         uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -14,6 +14,7 @@ from service.web.answers import (
     JobAnswer,
     JobRow,
     JobsAnswer,
+    LogAnswer,
     MetricsAnswer,
     RanksAnswer,
     events_answer,
@@ -50,6 +51,7 @@ def job_routes(store: JobStore, periods: Periods) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["jobs"])
     _add_jobs(router, store, periods)
     _add_parts(router, store, periods)
+    _add_log(router, store)
     _add_cancel(router, store, periods)
     return router
 
@@ -85,7 +87,7 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
             headers["link"] = f'<{url.path}?{url.query}>; rel="next"'
         if is_known(if_none_match, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        return _json(jobs_answer(page, periods, following), headers)
+        return _json(jobs_answer(page, periods, following, store.database_name), headers)
 
     @router.get(
         "/jobs/{job_id}",
@@ -130,6 +132,16 @@ def _add_parts(router: APIRouter, store: JobStore, periods: Periods) -> None:
             await _read(store, lambda: store.events(job_id, after, limit, newest=newest))
         )
         return _json(events_answer(found, after))
+
+
+def _add_log(router: APIRouter, store: JobStore) -> None:
+    responses = problem_responses(404, 422, *ANY_REQUEST)
+
+    @router.get("/jobs/{job_id}/log", response_model=LogAnswer, responses=responses)
+    async def get_log(job_id: JobId) -> Response:
+        """The last 200 lines of a job's log, and the traceback of its failure."""
+        found = _found(await _read(store, lambda: store.log(job_id)))
+        return _json(LogAnswer.model_validate(found))
 
 
 def _add_cancel(router: APIRouter, store: JobStore, periods: Periods) -> None:

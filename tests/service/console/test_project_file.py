@@ -14,7 +14,9 @@ def asked(cli, *arguments, env=None):
 
 
 def test_flag_before_environment_before_project_file_before_default(cli, tmp_path):
-    assert cli("jobs", "ls").stdout == "no jobs\n", "built in: the records, no service"
+    assert cli("jobs", "ls").stdout.startswith("no jobs in the database /"), (
+        "built in: the records, no service"
+    )
     (tmp_path / "retort.toml").write_text('[jobs]\nurl = "http://127.0.0.1:1"\n')
     assert asked(cli) == "http://127.0.0.1:1"
     environment = {"RETORT_URL": "http://127.0.0.1:2"}

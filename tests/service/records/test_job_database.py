@@ -125,7 +125,7 @@ def test_a_reader_meets_no_error_while_a_job_makes_the_database(tmp_path: Path) 
 def test_a_job_waits_while_another_one_makes_the_database(file: Path, url: str) -> None:
     file.parent.mkdir()
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
-        other.execute("CREATE TABLE x (y)")
+        other.execute("PRAGMA user_version = 1")
         other.execute("BEGIN IMMEDIATE")  # SQLite refuses the change to WAL at once, not after 5 s
         end = threading.Timer(0.2, other.execute, ["COMMIT"])
         end.start()
@@ -164,7 +164,9 @@ def test_another_schema_version_is_refused_to_writers_and_readers(file: Path, ur
     database.prepare()
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE retort_schema SET version = 7")
-    with pytest.raises(StoreRefusedError, match="has schema 7, this Retort expects 2"):
+    with pytest.raises(
+        StoreRefusedError, match=f"has schema 7, this Retort expects 2 to {SCHEMA_VERSION}: a newer"
+    ):
         database.prepare()
     with pytest.raises(StoreRefusedError, match="has schema 7"), database.reading():
         pass

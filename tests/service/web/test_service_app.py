@@ -22,11 +22,15 @@ def run(store: JobStore, job: str, **more: Any) -> None:
 
 
 def test_before_any_job_the_list_is_empty_and_no_database_is_made(
-    client: TestClient, tmp_path: Path
+    client: TestClient, tmp_path: Path, file: Path
 ) -> None:
     answer = client.get("/api/v1/jobs")
     assert answer.status_code == 200
-    assert answer.json() == {"jobs": [], "next_cursor": None}
+    assert answer.json() == {
+        "jobs": [],
+        "next_cursor": None,
+        "database": "/".join(file.parts[-3:]),
+    }
     assert client.get("/readyz").json() == {"status": "ready"}
     assert list(tmp_path.iterdir()) == []
 

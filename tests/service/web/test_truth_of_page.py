@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from service.jobs import State
-from service.records.events import EventKind, Said
+from service.records.events import EventKind, Log, Said
 from service.records.job_store import JobStore
 from service.records.series import Point
 
@@ -128,6 +128,16 @@ def test_the_newest_events_are_shown_and_what_follows_them(
     store.transition(running, State.FAILED, "OSError: No space left on device")
     expect(events.first).to_contain_text("No space left on device")
     expect(events).to_have_count(200 + 501 + 1)
+
+
+def test_a_failed_job_shows_its_traceback_and_the_end_of_its_log(
+    base: str, store: JobStore, running: str, open_tab: Callable[..., Page]
+) -> None:
+    store.keep_log(running, Log(("10:00:00 WARNING the disk is <b>full</b>",), "Traceback\n  boom"))
+    store.transition(running, State.FAILED, "OSError: boom")
+    page = open_tab(f"{base}/jobs/{running}")
+    expect(page.get_by_role("region", name="Traceback")).to_have_text("Traceback\n  boom")
+    expect(page.get_by_role("region", name="Log")).to_contain_text("the disk is <b>full</b>")
 
 
 def say(store: JobStore, job: str, numbers: range) -> None:

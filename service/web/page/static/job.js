@@ -11,6 +11,7 @@ const API = `/api/v1${location.pathname}`;
 const METRICS_S = 5;
 const IDLE_S = 120;
 const POINTS = 160; // a figure is some 500 pixels wide
+const BROKEN = new Set(["failed", "crashed"]);
 const AT_ONCE = 8; // names in one question for metrics
 
 const charts = new Map(); // title -> Chart
@@ -19,7 +20,7 @@ let job = null;
 let seenAt = 0;
 let metricsAt = -Infinity;
 let lastEvent = null;
-const due = { events: true, metrics: true }; // until they are drawn, whatever failed meanwhile
+const due = { events: true, log: true, metrics: true }; // until they are drawn, whatever failed meanwhile
 
 const isFinal = () => job.ended !== null;
 const elapsed = () => (isFinal() ? 0 : (performance.now() - seenAt) / 1000);
@@ -29,10 +30,11 @@ async function look() {
   if (isNew || job === null) {
     job = body;
     seenAt = performance.now();
-    due.events = due.metrics = true;
+    due.events = due.log = due.metrics = true;
     draw();
   }
   if (due.events) await drawEvents();
+  if (due.log) await drawLog();
   if (due.metrics && (isFinal() || performance.now() - metricsAt > METRICS_S * 1000)) {
     await drawMetrics();
     due.metrics = false;
@@ -164,6 +166,17 @@ async function drawEvents() {
     if (isFirst || !more) break;
   }
   due.events = false;
+}
+
+async function drawLog() {
+  const { lines, traceback } = (await ask(`${API}/log`)).body;
+  const [why, log] = [find("why"), find("log")];
+  why.hidden = !traceback;
+  say(why.querySelector("pre"), traceback ?? "");
+  if (log.hidden && lines.length > 0) log.open = BROKEN.has(job.status);
+  log.hidden = lines.length === 0;
+  say(log.querySelector("pre"), lines.join("\n"));
+  due.log = false;
 }
 
 function pairs(section, facts) {

@@ -98,15 +98,16 @@ function draw(page) {
   });
   find("jobs").hidden = page.jobs.length === 0;
   find("empty").hidden = page.jobs.length > 0;
-  if (page.jobs.length === 0) drawEmpty();
+  if (page.jobs.length === 0) drawEmpty(page.database);
   drawPages(page.next_cursor);
 }
 
-function drawEmpty() {
+function drawEmpty(database) {
   const filtered = asked.get("state") || asked.get("kind") || asked.get("cursor");
+  const where = element("p", {}, "The database is ", element("code", {}, database), "; RETORT_DB names another.");
   const words = filtered
-    ? [element("p", {}, "No job matches.")]
-    : [element("p", {}, "No job has recorded itself yet."),
+    ? [element("p", {}, "No job matches."), where]
+    : [element("p", {}, "No job has recorded itself yet."), where,
        element("pre", {}, "cli.py cache-teacher RECIPE --data DIR --out CACHE")];
   find("empty").replaceChildren(...words);
 }
