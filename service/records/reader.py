@@ -14,7 +14,7 @@ from service.records.events import Events, Log, read_events, read_log
 from service.records.kind_summary import KindSummary, summarize
 from service.records.rank_rows import RankRecord, read_ranks
 from service.records.schema import database_now, jobs_table, ranks_table
-from service.records.series import Series, SeriesName, read_series, series_names
+from service.records.series import Series, SeriesCache, SeriesName
 
 _j = jobs_table.c
 _FIELDS = tuple(field.name for field in fields(JobRecord) if field.name != "ranks")
@@ -62,6 +62,7 @@ class JobReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._series = SeriesCache()
 
     @property
     def database_name(self) -> str:
@@ -121,7 +122,7 @@ class JobReader:
         with self._database.reading() as connection:
             if not _holds(connection, job_id):
                 return None
-            return series_names(connection, job_id)
+            return self._series.names(connection, job_id)
 
     def metrics(
         self, job_id: str, names: Sequence[str], points: int = 500
@@ -130,7 +131,7 @@ class JobReader:
         with self._database.reading() as connection:
             if not _holds(connection, job_id):
                 return None
-            return tuple(read_series(connection, job_id, name, points) for name in names)
+            return tuple(self._series.series(connection, job_id, name, points) for name in names)
 
     def events(
         self, job_id: str, after: int = 0, limit: int = 200, *, newest: bool = False

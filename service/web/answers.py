@@ -79,12 +79,15 @@ class JobAnswer(JobRow):
 class JobsAnswer(Answer):
     """A page of jobs, newest first; `next_cursor` is null on the last one.
 
+    `partial`: only those that changed since the ETag that was asked from; the others stand.
+
     `database` names where they are recorded, a file by its last three parts.
     """
 
     jobs: list[JobRow]
     next_cursor: str | None
     database: str
+    partial: bool = False
 
 
 class RankAnswer(Answer):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Response
+from fastapi.middleware.gzip import GZipMiddleware
 
 from service.jobs import Periods
 from service.records.database import default_url
@@ -43,6 +44,7 @@ def create_app(
     _add_health(app, store)
     _add_metrics(app, store, periods, traffic)
     add_pages(app)
+    app.add_middleware(GZipMiddleware, minimum_size=500, compresslevel=5)
     app.add_middleware(Guard, access=Access() if access is None else access, traffic=traffic)
     return app
 

@@ -1,6 +1,7 @@
 """The endpoints of jobs: each reads records and says them as its answer model does."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
@@ -25,7 +26,7 @@ from service.web.answers import (
     ranks_answer,
     series_answer,
 )
-from service.web.conditional import cursor_after, etag_of, is_known, job_before
+from service.web.conditional import Told, cursor_after, etag_of, is_known, job_before
 from service.web.problem import problem_responses
 
 T = TypeVar("T")
@@ -57,6 +58,8 @@ def job_routes(store: JobStore, periods: Periods) -> APIRouter:
 
 
 def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
+    told = Told()
+
     @router.get(
         "/jobs",
         response_model=JobsAnswer,
@@ -68,9 +71,13 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
         cursor: Annotated[str | None, Query(max_length=64)] = None,
         state: State | None = None,
         kind: Annotated[str | None, Query(max_length=64, pattern="^[a-z0-9-]*$")] = None,
+        since: Annotated[str | None, Query(max_length=64)] = None,
         if_none_match: Known = None,
     ) -> Response:
-        """Jobs, newest first; `Link: rel="next"` and `next_cursor` lead to older ones."""
+        """Jobs, newest first; `Link: rel="next"` and `next_cursor` lead to older ones.
+
+        With the ETag of the answer before as `since` only those are said that have changed.
+        """
         before = None if cursor is None else job_before(cursor)
         if cursor is not None and before is None:
             raise HTTPException(
@@ -87,7 +94,11 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
             headers["link"] = f'<{url.path}?{url.query}>; rel="next"'
         if is_known(if_none_match, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        return _json(jobs_answer(page, periods, following, store.database_name), headers)
+        changed = told.changed(page.jobs, periods, headers["etag"], since)
+        if changed is not None:
+            page = replace(page, jobs=tuple(changed))
+        answer = jobs_answer(page, periods, following, store.database_name)
+        return _json(answer.model_copy(update={"partial": changed is not None}), headers)
 
     @router.get(
         "/jobs/{job_id}",
