@@ -22,7 +22,10 @@ export function measure(value) {
 export function ticks(values, step) {
   const largest = Math.max(...values.map(Math.abs));
   if (largest === 0 || !(step > 0)) return values.map(measure);
-  const digits = Math.min(15, Math.max(1, Math.ceil(Math.log10(largest / step) - 1e-9) + 1));
+  const power = (value) => Math.floor(Math.log10(value) + 1e-9);
+  const lead = step / 10 ** power(step); // 1, 2, 5, or 2.5, which takes one more digit
+  const more = Math.abs(lead - Math.round(lead)) > 1e-6 ? 2 : 1;
+  const digits = Math.min(15, Math.max(1, power(largest) - power(step) + more));
   const form = new Intl.NumberFormat("en", {
     notation: largest < 1e-3 ? "scientific" : largest >= 1e4 ? "compact" : "standard",
     maximumSignificantDigits: digits, useGrouping: false,

@@ -175,7 +175,10 @@ async function drawLog() {
   say(why.querySelector("pre"), traceback ?? "");
   if (log.hidden && lines.length > 0) log.open = BROKEN.has(job.status);
   log.hidden = lines.length === 0;
-  say(log.querySelector("pre"), lines.join("\n"));
+  const text = log.querySelector("pre");
+  const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 8;
+  say(text, lines.join("\n"));
+  if (atEnd || !log.open) text.scrollTop = text.scrollHeight;
   due.log = false;
 }
 
@@ -199,6 +202,12 @@ function drawArtifacts() {
       element("td", { class: "number" }, count(each.size)),
       element("td", {}, element("code", {}, each.sha256 ?? "")))));
 }
+
+// the end is what is looked for
+find("log").addEventListener("toggle", () => {
+  const text = find("log").querySelector("pre");
+  text.scrollTop = text.scrollHeight;
+});
 
 const now = poll(look);
 find("cancel").addEventListener("click", () => find("stop").showModal());
