@@ -28,12 +28,14 @@ TokenFileOption = Annotated[
     typer.Option("--token-file", envvar="RETORT_TOKEN_FILE", help="What that service asks for."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-STATES = Literal["pending", "running", "cancelling", "succeeded", "failed", "cancelled"]
+STATES = Literal[
+    "pending", "running", "cancelling", "succeeded", "failed", "cancelled", "stale", "crashed"
+]
 
 
 @jobs_app.command("ls")
 def list_jobs(
-    state: Annotated[STATES | None, typer.Option(help="Only jobs of this stored state.")] = None,
+    state: Annotated[STATES | None, typer.Option(help="Only jobs that read so.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only cache-teacher, or train-student.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="How many, newest first.")] = 20,
     url: UrlOption = None,
@@ -46,7 +48,7 @@ def list_jobs(
     filtered = state is not None or kind is not None
 
     with _source(url, token_file) as source:
-        page = source.jobs(state=state, kind=kind, limit=limit)
+        page = source.jobs(status=state, kind=kind, limit=limit)
     _print(
         page,
         as_json=as_json,

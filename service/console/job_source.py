@@ -25,7 +25,7 @@ class JobSource(Protocol):
     """The database, or the service, that is asked."""
 
     def jobs(self, *, limit: int, **filters: Any) -> Json:
-        """Return a page of jobs, newest first; filters: `cursor`, `state`, `kind`."""
+        """Return a page of jobs, newest first; filters: `cursor`, `status`, `kind`."""
 
     def job(self, job_id: str) -> Json:
         """Return one job in full."""

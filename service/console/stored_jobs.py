@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from service.console.job_source import JobSourceError, Json
-from service.jobs import IllegalTransitionError, Periods, State
+from service.jobs import IllegalTransitionError, Periods, Status
 from service.records.database import default_url
 from service.records.job_store import open_store
 from service.web.answers import (
@@ -35,9 +35,8 @@ class StoredJobs:
         """Return a page of jobs."""
         cursor = filters.pop("cursor", None)
         before = None if cursor is None else job_before(cursor)
-        state = filters.pop("state", None)
-        if state is not None:
-            filters["state"] = State(state)
+        if filters.get("status") is not None:
+            filters["status"] = Status(filters["status"])
         page = self._store.list(limit=limit, cursor=before, **filters)
         following = None if page.next_cursor is None else cursor_after(page.next_cursor)
         return _json(jobs_answer(page, self._periods, following, self.where))

@@ -6,9 +6,19 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    and_,
+    bindparam,
+    func,
+    not_,
+    select,
+    type_coerce,
+)
 
-from service.jobs import JobRecord, Observed, Periods, State, is_job_id
+from service.jobs import FINAL_STATES, JobRecord, Observed, Periods, State, Status, is_job_id
 from service.records.database import Database
 from service.records.events import Events, Log, read_events, read_log
 from service.records.kind_summary import KindSummary, summarize
@@ -90,9 +100,13 @@ class JobReader:
         limit: int = 50,
         cursor: str | None = None,
         state: State | None = None,
+        status: Status | None = None,
         kind: str | None = None,
+        periods: Periods | None = None,
     ) -> Page:
         """Return up to `limit` jobs, newest first, older than the job `cursor`.
+
+        `state` is as stored, `status` as it reads by `periods`.
 
         Paged by key: a job that begins meanwhile neither repeats a row nor hides one. The rows
         lack config, environment and artifacts.
@@ -102,6 +116,8 @@ class JobReader:
             query = query.where(_j.id < cursor)
         if state is not None:
             query = query.where(_j.state == state)
+        if status is not None:
+            query = query.where(_reads_as(status, Periods() if periods is None else periods))
         if kind is not None:
             query = query.where(_j.kind == kind)
         with self._database.reading() as connection:
@@ -157,6 +173,17 @@ class JobReader:
     def check(self) -> None:
         """Raise if records cannot be read; a database that no job has made yet is well."""
         self._database.check()
+
+
+def _reads_as(status: Status, periods: Periods) -> ColumnElement[bool]:
+    """Return the condition that a job reads as `status`: see `Periods.status`."""
+    age = type_coerce(database_now(), Double) - type_coerce(_j.heartbeat, Double)
+    silent = and_(_j.state.not_in(FINAL_STATES), age >= periods.stale_s)
+    if status is Status.CRASHED:
+        return and_(silent, age >= periods.crashed_s)
+    if status is Status.STALE:
+        return and_(silent, age < periods.crashed_s)
+    return and_(_j.state == State(status.value), not_(silent))
 
 
 def _holds(connection: Connection | None, job_id: str) -> TypeGuard[Connection]:

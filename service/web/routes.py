@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Resp
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, StringConstraints
 
-from service.jobs import IllegalTransitionError, Periods, State
+from service.jobs import IllegalTransitionError, Periods, State, Status
 from service.records.job_store import JobStore
 from service.web.answers import (
     EventsAnswer,
@@ -70,6 +70,7 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
         limit: Limit = 50,
         cursor: Annotated[str | None, Query(max_length=64)] = None,
         state: State | None = None,
+        status: Status | None = None,
         kind: Annotated[str | None, Query(max_length=64, pattern="^[a-z0-9-]*$")] = None,
         since: Annotated[str | None, Query(max_length=64)] = None,
         if_none_match: Known = None,
@@ -84,7 +85,10 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
                 422, f"query.cursor: got {cursor!r}, expected an earlier next_cursor"
             )
         page = await _read(
-            store, lambda: store.list(limit=limit, cursor=before, state=state, kind=kind)
+            store,
+            lambda: store.list(
+                limit=limit, cursor=before, state=state, status=status, kind=kind, periods=periods
+            ),
         )
         headers = {"etag": etag_of(page.jobs, periods, page.next_cursor)}
         following = None

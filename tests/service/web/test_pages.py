@@ -275,7 +275,7 @@ def test_everything_can_be_reached_by_keyboard(
     expect(page.get_by_label("State")).to_be_focused()
     page.keyboard.type("f")  # failed
     expect(page.get_by_text("No job matches.")).to_be_visible()
-    assert page.url.endswith("?state=failed")
+    assert page.url.endswith("?status=failed")
     for _ in range(3):
         page.keyboard.press("ArrowUp")  # running
     expect(page.get_by_role("link", name="train-student")).to_be_visible()

@@ -318,3 +318,21 @@ def test_one_damaged_row_hides_no_other(
     answer = client.get(f"/api/v1/jobs/{damaged}").json()
     assert answer["reason"] == f"the record is damaged: {column}"
     assert client.get("/metrics").status_code == 200
+
+
+def test_jobs_are_found_by_what_they_read_as(any_url: str, any_store: JobStore, job: str) -> None:
+    ended = job_id(2, bytes(10))
+    any_store.create(ended, kind="train-student", unit="steps", host="h", pid=1, config={})
+    any_store.transition(ended, State.RUNNING)
+    any_store.transition(ended, State.FAILED)
+
+    def found(status: str, stale_s: float, crashed_s: float) -> list[str]:
+        app = create_app(any_url, periods=Periods(stale_s, crashed_s))
+        with TestClient(app, "http://127.0.0.1") as client:
+            rows = client.get("/api/v1/jobs", params={"status": status}).json()["jobs"]
+        return [row["id"] for row in rows]
+
+    for periods, reads in (((900, 1800), "running"), ((0, 1800), "stale"), ((0, 0), "crashed")):
+        for status in ("running", "stale", "crashed"):
+            assert found(status, *periods) == ([job] if status == reads else [])
+        assert found("failed", *periods) == [ended]

@@ -69,7 +69,7 @@ function figuresOf(metrics) {
 
 async function look() {
   const query = new URLSearchParams();
-  for (const name of ["state", "kind", "cursor"]) {
+  for (const name of ["status", "kind", "cursor"]) {
     if (asked.get(name)) query.set(name, asked.get(name));
   }
   query.set("limit", "50");
@@ -103,7 +103,7 @@ function draw(page) {
 }
 
 function drawEmpty(database) {
-  const filtered = asked.get("state") || asked.get("kind") || asked.get("cursor");
+  const filtered = asked.get("status") || asked.get("kind") || asked.get("cursor");
   const where = element("p", {}, "The database is ", element("code", {}, database), "; RETORT_DB names another.");
   const words = filtered
     ? [element("p", {}, "No job matches."), where]
