@@ -132,7 +132,7 @@ def cache_teacher(
     device: DeviceOption = "auto",
 ) -> None:
     """Run the teacher once over every seeded view, and store its top-k in Zarr."""
-    from service.recording.recorder import record_job
+    from service.recording.recorder import record_job, recorded_if_it_fails
     from teacher_cache.cache.teacher_sample import read_sample
     from teacher_cache.filling.fill import fill
     from teacher_cache.filling.opening import open_or_create
@@ -147,25 +147,26 @@ def cache_teacher(
     place = locate(out)
     changes = [*(overrides or ()), *([f"views.count={views}"] if views else [])]
     settings = load_recipe(recipe, CacheRecipe, overrides=changes, package="teacher_cache")
-    index = _index(settings, data)
-    if isinstance(place, Disk):
-        require_outside(index, place.root)
-    teacher = _teacher(settings, index.class_count, device)
-    cache = open_or_create(
-        place,
-        settings,
-        index,
-        teacher,
-        accept_pixel_libraries=accept_pixel_libraries,
-        accept_teacher_libraries=accept_teacher_libraries,
-    )
-    sample = read_sample(cache)
+    shown = {**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data}
+    recorded: dict[str, Any] = {"kind": "cache-teacher", "unit": "records", "out": out}
+    with recorded_if_it_fails(**recorded, config=shown, rank=rank):
+        index = _index(settings, data)
+        if isinstance(place, Disk):
+            require_outside(index, place.root)
+        teacher = _teacher(settings, index.class_count, device)
+        cache = open_or_create(
+            place,
+            settings,
+            index,
+            teacher,
+            accept_pixel_libraries=accept_pixel_libraries,
+            accept_teacher_libraries=accept_teacher_libraries,
+        )
+        sample = read_sample(cache)
     asked = {"teacher top-1": round(sample.top1, 4)} if sample else {}
     recorder = record_job(
-        kind="cache-teacher",
-        unit="records",
-        config={**settings.model_dump(mode="json"), "recipe": recipe.stem, "data": data, **asked},
-        out=out,
+        **recorded,
+        config=shown | asked,
         device=str(teacher.device),
         rank=rank,
         images_per_unit=1,
@@ -223,7 +224,7 @@ def train_student(
     Several GPUs: torchrun --nproc-per-node N cli.py train-student ...; each takes its share of
     every batch.
     """
-    from service.recording.recorder import record_job
+    from service.recording.recorder import record_job, recorded_if_it_fails
     from student.ranks import joined
     from student.recipe import StudentRecipe
     from student.training.start import start_together
@@ -233,20 +234,23 @@ def train_student(
 
     settings = load_recipe(recipe, StudentRecipe, overrides=overrides or (), package="student")
     patience_s = follow_timeout_s if follow else None
-    training = _training_data(settings, cache, data, patience_s, accept=accept_pixel_libraries)
-    validation = index_images(val, class_ids=training.index.class_ids)
-    for images in (training.index, validation):
-        require_outside(images, out)
-    place = _device(device)
+    shown = {"recipe": recipe.stem, "data": data}
+    recorded: dict[str, Any] = {"kind": "train-student", "unit": "steps", "out": str(out)}
+    early = {**recorded, "config": {**settings.model_dump(mode="json"), **shown}}
+    with recorded_if_it_fails(**early):
+        training = _training_data(settings, cache, data, patience_s, accept=accept_pixel_libraries)
+        validation = index_images(val, class_ids=training.index.class_ids)
+        for images in (training.index, validation):
+            require_outside(images, out)
+        place = _device(device)
     with joined(place) as ranks:
-        run = start_together(out, settings, training, validation, ranks)
+        with recorded_if_it_fails(**early):
+            run = start_together(out, settings, training, validation, ranks)
         if ranks.is_first:
             _tell_what_is_taught(training, run.recipe)
         recorder = record_job(
-            kind="train-student",
-            unit="steps",
-            config={**training.settings(run.recipe), "recipe": recipe.stem, "data": data},
-            out=str(out),
+            **recorded,
+            config=training.settings(run.recipe) | shown,
             device=str(place),
             rank=ranks.number,
             images_per_unit=settings.optimizer.batch_size,
@@ -604,7 +608,7 @@ def serve(
     ] = None,
 ) -> None:
     """Answer HTTP queries about jobs; runs without torch."""
-    from service.records.database import StoreRefusedError
+    from service.records.connections.engines import DatabaseRefusedError
     from service.web.app import serve as serve_http
     from service.web.security import AccessRefusedError
 
@@ -617,7 +621,7 @@ def serve(
             allowed_hosts=tuple(allow_host or ()),
             public_url=public_url,
         )
-    except (StoreRefusedError, AccessRefusedError) as error:
+    except (DatabaseRefusedError, AccessRefusedError) as error:
         sys.exit(_complain(str(error), 2))
 
 

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.machine import describe
 from service.recording.recorder import Recorder, record_job
-from service.records.database import open_database, sqlite_url
+from service.records.connections.database import open_database, sqlite_url
 
 BLOCK = 20
 

@@ -48,12 +48,14 @@ class Ended(StrEnum):
     CRASHED = "crashed"
 
 
-STATES = Literal["pending", "running", "cancelling", "succeeded", "failed", "cancelled"]
+STATES = Literal[
+    "pending", "running", "cancelling", "succeeded", "failed", "cancelled", "stale", "crashed"
+]
 
 
 @jobs_app.command("ls", epilog=example("jobs ls --state running"))
 def list_jobs(
-    state: Annotated[STATES | None, typer.Option(help="Only jobs of this stored state.")] = None,
+    state: Annotated[STATES | None, typer.Option(help="Only jobs that read so.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only cache-teacher, or train-student.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="How many, newest first.")] = 20,
     url: UrlOption = None,
@@ -61,11 +63,17 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first: state, progress, rate, time left, age of the heartbeat."""
-    from service.console.job_text import job_table
+    from service.console.job_text import job_table, no_jobs
+
+    filtered = state is not None or kind is not None
 
     with _source(url, token_file) as source:
-        page = source.jobs(state=state, kind=kind, limit=limit)
-    _print(page, as_json=as_json, text=lambda: job_table(page["jobs"]))
+        page = source.jobs(status=state, kind=kind, limit=limit)
+    _print(
+        page,
+        as_json=as_json,
+        text=lambda: job_table(page["jobs"]) or no_jobs(source.where, filtered=filtered),
+    )
 
 
 @jobs_app.command("show", epilog=example("jobs show 01a1feae6e46"))
@@ -75,7 +83,7 @@ def show_job(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one job in full: progress, ranks, events, config, environment, artifacts."""
+    """Show one job in full: progress, ranks, events, log, config, environment, artifacts."""
     from service.console.job_source import resolve
     from service.console.job_text import job_page
 
@@ -85,6 +93,7 @@ def show_job(
             "job": source.job(found),
             "ranks": source.ranks(found),
             "events": source.events(found),
+            "log": source.log(found),
         }
     _print(facts, as_json=as_json, text=lambda: job_page(**facts))
 
@@ -197,7 +206,7 @@ def _source(url: str | None, token_file: Path | None) -> Iterator["JobSource"]:
     """Yield where to ask; what it cannot answer is one line on stderr and exit code 1."""
     from service.console.job_source import HttpJobs, JobSourceError
     from service.console.stored_jobs import StoredJobs
-    from service.records.database import StoreError
+    from service.records.connections.engines import DatabaseError
     from service.web.security import AccessRefusedError, read_token
 
     try:
@@ -205,7 +214,7 @@ def _source(url: str | None, token_file: Path | None) -> Iterator["JobSource"]:
             yield StoredJobs()
         else:
             yield HttpJobs(url, read_token(token_file))
-    except (JobSourceError, StoreError, AccessRefusedError) as error:
+    except (JobSourceError, DatabaseError, AccessRefusedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 

@@ -20,10 +20,13 @@ class JobSourceError(Exception):
 
 
 class JobSource(Protocol):
-    """What can be asked about jobs; every method raises `JobSourceError` or `StoreError`."""
+    """What can be asked about jobs; every method raises `JobSourceError` or `DatabaseError`."""
+
+    where: str
+    """The database, or the service, that is asked."""
 
     def jobs(self, *, limit: int, **filters: Any) -> Json:
-        """Return a page of jobs, newest first; filters: `cursor`, `state`, `kind`, `id`."""
+        """Return a page of jobs, newest first; filters: `cursor`, `status`, `kind`, `id`."""
 
     def job(self, job_id: str) -> Json:
         """Return one job in full."""
@@ -31,8 +34,11 @@ class JobSource(Protocol):
     def ranks(self, job_id: str) -> list[Json]:
         """Return a job's ranks in order."""
 
-    def events(self, job_id: str) -> list[Json]:
-        """Return what happened to a job, oldest first."""
+    def events(self, job_id: str) -> Json:
+        """Return the newest 200 `events` of a job, oldest first, and whether there are `more`."""
+
+    def log(self, job_id: str) -> Json:
+        """Return the last `lines` of a job's log, and the `traceback` of its failure."""
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""
@@ -69,7 +75,7 @@ class HttpJobs:
     """The jobs of a service at `url`, such as http://127.0.0.1:8000."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
-        self._url = url.rstrip("/")
+        self._url = self.where = url.rstrip("/")
         self._token = token
         # a redirect would carry the token elsewhere
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -86,9 +92,13 @@ class HttpJobs:
         """Return a job's ranks in order."""
         return list(self._ask("GET", f"/{_quoted(job_id)}/ranks")["ranks"])
 
-    def events(self, job_id: str) -> list[Json]:
-        """Return what happened to a job, oldest first."""
-        return list(self._ask("GET", f"/{_quoted(job_id)}/events")["events"])
+    def events(self, job_id: str) -> Json:
+        """Return the newest events of a job."""
+        return self._ask("GET", f"/{_quoted(job_id)}/events", newest="true")
+
+    def log(self, job_id: str) -> Json:
+        """Return the end of a job's log."""
+        return self._ask("GET", f"/{_quoted(job_id)}/log")
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""

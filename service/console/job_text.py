@@ -8,6 +8,7 @@ from service.console.terminal import clock, spell
 Json = Mapping[str, Any]
 IDLE_S = 120.0
 """A running job whose progress stands still for so long is said to."""
+_LINES = 10
 _WORDS = 3
 """The first columns of the table hold words, the others figures."""
 _SHORTEST_ID = 12
@@ -17,7 +18,7 @@ _SHORTEST_ID = 12
 def job_table(rows: Sequence[Json]) -> str:
     """Return one line a job, in columns; ids are as short as tells them apart."""
     if not rows:
-        return "no jobs"
+        return ""
     digits = id_digits([row["id"] for row in rows])
     cells = [("ID", "KIND", "STATE", "DONE", "", "RATE", "LEFT", "HEARTBEAT")]
     for row in rows:
@@ -45,8 +46,16 @@ def job_table(rows: Sequence[Json]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def job_page(job: Json, ranks: Sequence[Json], events: Sequence[Json]) -> str:
-    """Return everything of one job, in sections."""
+def no_jobs(where: str, *, filtered: bool) -> str:
+    """Return that there are none, and where: another database may hold them."""
+    which = "no job matches" if filtered else "no jobs"
+    if where.startswith(("http://", "https://")):
+        return f"{which} at {where}"
+    return f"{which} in the database {where} (RETORT_DB names another)"
+
+
+def job_page(job: Json, ranks: Sequence[Json], events: Json, log: Json) -> str:
+    """Return everything of one job, in sections; of the log of one that is well, the last lines."""
     facts = {
         "job": job["id"],
         "kind": job["kind"],
@@ -66,9 +75,13 @@ def job_page(job: Json, ranks: Sequence[Json], events: Sequence[Json]) -> str:
     parts = [_pairs({name: value for name, value in facts.items() if value})]
     if len(ranks) > 1:
         parts.append("ranks\n" + "\n".join(f"  {rank_line(rank)}" for rank in ranks))
-    if events:
-        lines = [f"  {each['time']}  {each['kind']:<10}  {each['text']}" for each in events]
+    if events["events"]:
+        lines = ["  ... earlier ones are left out"] if events["more"] else []
+        lines += [
+            f"  {each['time']}  {each['kind']:<10}  {each['text']}" for each in events["events"]
+        ]
         parts.append("events\n" + "\n".join(lines))
+    parts += _log_parts(log, is_well=job["status"] not in ("failed", "crashed"))
     parts += [
         f"{section}\n" + _pairs(job[section], indent="  ")
         for section in ("config", "environment")
@@ -81,6 +94,16 @@ def job_page(job: Json, ranks: Sequence[Json], events: Sequence[Json]) -> str:
         ]
         parts.append("artifacts\n" + "\n".join(line.rstrip() for line in lines))
     return "\n\n".join(parts)
+
+
+def _log_parts(log: Json, *, is_well: bool) -> list[str]:
+    lines = log["lines"][-_LINES:] if is_well else log["lines"]
+    sections = {"log": lines, "traceback": (log["traceback"] or "").splitlines()}
+    return [
+        f"{name}\n" + "\n".join(f"  {line}" for line in said)
+        for name, said in sections.items()
+        if said
+    ]
 
 
 def state_words(job: Json) -> str:

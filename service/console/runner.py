@@ -4,15 +4,17 @@ A job is a generator of its progress. Whoever drains it stops it by closing it: 
 step or block, saves, and returns where that left it.
 """
 
+import math
 import os
 import sys
+import time
 from collections.abc import Generator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from service.console.stop import StopSignal
-from service.console.terminal import Progress, ProgressDisplay
+from service.console.terminal import Progress, ProgressDisplay, spell
 from service.recording.recorder import Recorder
 
 
@@ -28,6 +30,7 @@ class JobProgress(Progress, Protocol):
         """How much the state that was saved last holds."""
 
 
+_LOG_S = 10.0
 Job = Generator[JobProgress, None, JobProgress | None]
 
 
@@ -74,6 +77,7 @@ class _Run:
         self._recorder = recorder
         self._shown = shown
         self._last: JobProgress | None = None
+        self._logged_s = -math.inf
 
     @property
     def remark(self) -> str | None:
@@ -104,6 +108,7 @@ class _Run:
 
     def _tell(self, progress: JobProgress, display: ProgressDisplay | None) -> None:
         self._last = progress
+        self._log(progress)
         if display is not None:
             display.show(progress)
         self._recorder.progress(
@@ -114,6 +119,14 @@ class _Run:
             own=progress.own,
             saved=progress.saved if self._shown else None,  # the first rank's alone to tell
         )
+
+    def _log(self, progress: JobProgress) -> None:
+        """Keep where the job is with the end of its log, now and then."""
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= _LOG_S:
+            self._logged_s = now_s
+            place = f"{progress.done:,}/{progress.total:,} {progress.unit}"
+            self._recorder.log(f"{place}  {spell(progress.metrics)}".rstrip())
 
 
 def _closed(job: Job) -> JobProgress | None:

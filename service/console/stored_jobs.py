@@ -2,15 +2,17 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from service.console.job_source import JobSourceError, Json
-from service.jobs import IllegalTransitionError, Periods, State
-from service.records.database import default_url
+from service.jobs import IllegalTransitionError, Periods, Status
+from service.records.connections.database import default_url
 from service.records.job_store import JobLivesError, open_store
 from service.web.answers import (
+    LogAnswer,
     events_answer,
     job_answer,
     job_row,
@@ -29,18 +31,18 @@ class StoredJobs:
     def __init__(self, url: str | None = None) -> None:
         self._store = open_store(default_url() if url is None else url)
         self._periods = Periods()
+        self.where = self._store.database_name
 
     def jobs(self, *, limit: int, **filters: Any) -> Json:
         """Return a page of jobs."""
         cursor = filters.pop("cursor", None)
         before = None if cursor is None else job_before(cursor)
         filters["beginning"] = filters.pop("id", None)
-        state = filters.pop("state", None)
-        if state is not None:
-            filters["state"] = State(state)
+        if filters.get("status") is not None:
+            filters["status"] = Status(filters["status"])
         page = self._store.list(limit=limit, cursor=before, **filters)
         following = None if page.next_cursor is None else cursor_after(page.next_cursor)
-        return _json(jobs_answer(page, self._periods, following))
+        return _json(jobs_answer(page, self._periods, following, self.where))
 
     def job(self, job_id: str) -> Json:
         """Return one job in full."""
@@ -51,9 +53,14 @@ class StoredJobs:
         found = self._found(job_id, self._store.ranks)
         return list(_json(ranks_answer(found, self._periods))["ranks"])
 
-    def events(self, job_id: str) -> list[Json]:
-        """Return what happened to a job, oldest first."""
-        return list(_json(events_answer(self._found(job_id, self._store.events), 0))["events"])
+    def events(self, job_id: str) -> Json:
+        """Return the newest events of a job."""
+        read = partial(self._store.events, newest=True)
+        return _json(events_answer(self._found(job_id, read), 0))
+
+    def log(self, job_id: str) -> Json:
+        """Return the end of a job's log."""
+        return _json(LogAnswer.model_validate(self._found(job_id, self._store.log)))
 
     def cancel(self, job_id: str) -> Json:
         """Ask a job to stop; return it."""

@@ -131,12 +131,21 @@ def _place(progress: Progress, rate: float | None, left_s: float | None) -> str:
 
 
 def spell(facts: Mapping[str, Any]) -> str:
-    """Return `name value` pairs on one line, floats to four digits."""
+    """Return `name value` pairs on one line, floats to four digits.
+
+    None stands for a measured value that is not finite: JSON has no word for one.
+    """
     return "  ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        f"{name} {_short(value)}"
         for name, value in facts.items()
-        if isinstance(value, str | int | float)
+        if value is None or isinstance(value, str | int | float)
     )
+
+
+def _short(value: float | str | None) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def spell_lines(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Follows one job to its end, and turns the end into an exit code."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from service.console.job_source import JobSource, JobSourceError, Json
 from service.console.job_text import state_words
 from service.console.terminal import ProgressDisplay
 from service.jobs import Periods
-from service.records.database import StoreError
+from service.records.connections.engines import DatabaseError
 
 EXIT_CODES = {"succeeded": 0, "failed": 10, "crashed": 11, "cancelled": 12}
 DETACHED = 130
@@ -37,7 +38,7 @@ def watch(source: JobSource, job_id: str, *, crashed_s: float, as_json: bool) ->
     A service that stops answering meanwhile is asked again until it does.
 
     Raises:
-        JobSourceError, StoreError: the first question is not answered.
+        JobSourceError, DatabaseError: the first question is not answered.
     """
     job = source.job(job_id)
     try:
@@ -83,7 +84,7 @@ def _ask_until_answered(source: JobSource, job_id: str) -> Json:
     while True:
         try:
             return source.job(job_id)
-        except (JobSourceError, StoreError) as error:
+        except (JobSourceError, DatabaseError) as error:
             if not failed:
                 _log(f"{error}: asking again every {_AWAY_S:.0f} s; the job is not concerned")
             failed = True
@@ -92,7 +93,8 @@ def _ask_until_answered(source: JobSource, job_id: str) -> Json:
 
 def _seen(job: Json) -> Seen:
     progress = job["progress"]
-    metrics = {name: value for name, value in job["metrics"].items() if value is not None}
+    # one that is not finite must not leave its last finite value on the line
+    metrics = {name: math.nan if value is None else value for name, value in job["metrics"].items()}
     return Seen(progress["done"], progress["total"], progress["unit"], progress["resumed"], metrics)
 
 

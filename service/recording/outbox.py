@@ -15,6 +15,8 @@ REPORTS_KEPT = 1024
 """Reports of progress kept in memory; a further one drops the oldest."""
 EVENTS_KEPT = 1000
 """Warnings and checkpoints kept in memory, for a database that is deleted and made again."""
+LINES_KEPT = 200
+"""Lines of the log that a record holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,11 @@ class Outbox:
         self.reports: deque[Report] = deque(maxlen=REPORTS_KEPT)
         self.remarks: deque[Remark] = deque(maxlen=EVENTS_KEPT)
         self.changes: list[Change] = []
+        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+        """The end of the log."""
+        self.lines_said = 0
+        """How many lines there have been."""
+        self.traceback: str | None = None
         self.artifacts: list[dict[str, object]] = []
         self.wake = threading.Event()
         self.closing = threading.Event()

@@ -11,7 +11,7 @@ import time
 from service.jobs import State
 from service.recording.outbox import Change, JobIdentity, Outbox, Pace
 from service.recording.tally import Tally
-from service.records.database import StoreRefusedError
+from service.records.connections.engines import DatabaseRefusedError
 from service.records.events import Said
 from service.records.job_store import JobStore, NoSuchJobError
 from service.records.rank_rows import Rank
@@ -64,7 +64,7 @@ class OutboxWriter:
         self._attempted_s = time.monotonic()
         try:
             self._store_pending()
-        except StoreRefusedError as error:
+        except DatabaseRefusedError as error:
             self._outbox.warn_once(self._job.id, error)
             return False
         except Exception as error:  # noqa: BLE001 - nothing that fails here may concern the job

@@ -11,6 +11,7 @@ from service.jobs import IllegalTransitionError, State
 from service.recording.environment import checkout
 from service.recording.outbox import Change, JobIdentity, Outbox, Pace
 from service.recording.outbox_writer import OutboxWriter
+from service.records.events import Log
 from service.records.job_store import JobStore
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class RecordWriter(OutboxWriter):
         super().__init__(store, job, outbox, pace)
         self._created = False
         self._changes_stored = 0
+        self._lines_stored = 0
         self._held: Connection | None = None
 
     def _store_pending(self) -> None:
@@ -49,9 +51,11 @@ class RecordWriter(OutboxWriter):
         for change in changes[self._changes_stored :]:
             if change.state.is_final:
                 self._write_latest(changes)  # a job that has ended takes no more progress
+                self._store_log()
             self._make(change)
         self._write_latest(changes)
         if self._is_due():
+            self._store_log()
             self._obey(self._store.heartbeat(self._job.id, rank=self._rank(changes)))
             self._written_s = time.monotonic()
 
@@ -78,12 +82,20 @@ class RecordWriter(OutboxWriter):
         super()._begin_anew()
         self._created = False
         self._changes_stored = 0
+        self._lines_stored = 0
 
     def _release(self) -> None:
         held, self._held = self._held, None
         if held is not None:
             with suppress(Exception):
                 held.close()
+
+    def _store_log(self) -> None:
+        outbox = self._outbox
+        said = outbox.lines_said
+        if said > self._lines_stored or outbox.traceback is not None:
+            self._store.keep_log(self._job.id, Log(tuple(outbox.lines), outbox.traceback))
+            self._lines_stored = said
 
     def _make(self, change: Change) -> None:
         try:

@@ -18,17 +18,19 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
 from service.jobs import State, job_id
 from service.recording.environment import libraries
+from service.recording.log_tail import LogTail, public_traceback
 from service.recording.outbox import Change, JobIdentity, Outbox, Pace, Remark, Report
 from service.recording.record_writer import store_outbox
 from service.recording.redaction import public_text, public_value, shown_config
-from service.records.database import default_url
+from service.records.connections.database import default_url
 from service.records.events import EventKind
 from service.records.job_store import open_store
 
@@ -86,6 +88,23 @@ def record_job(
     return recorder
 
 
+@contextmanager
+def recorded_if_it_fails(*, rank: int | None = None, **job: Any) -> Iterator[None]:
+    """Record a job that fails in this block, before it could begin: see `record_job`.
+
+    A process other than the first leaves it to the first, and what stopped together to whom it
+    was stopped by.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = os.environ.get("RANK", "0") if rank is None else str(rank)
+        if number == "0":
+            with suppress(type(error)), record_job(**job):
+                raise
+        raise
+
+
 class Recorder:
     """The job's side of its record: a context manager whose methods neither raise nor wait.
 
@@ -103,6 +122,7 @@ class Recorder:
         self._ended = False
         self._remarks = 0
         self._warnings = _Warnings(self)
+        self._log_tail = LogTail(self._outbox)
 
     @property
     def cancel_requested(self) -> bool:
@@ -135,6 +155,7 @@ class Recorder:
         self._change(State.RUNNING, None)
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self._warnings)
+        logging.getLogger().addHandler(self._log_tail)
         return self
 
     def __exit__(
@@ -150,6 +171,7 @@ class Recorder:
             case KeyboardInterrupt():
                 self.finish(State.CANCELLED, "interrupted")
             case _:
+                self._outbox.traceback = public_traceback(error)
                 name = type(error).__name__
                 self.finish(State.FAILED, f"{name}: {error}" if str(error) else name)
         self.close()
@@ -188,6 +210,11 @@ class Recorder:
         remark = Remark(self._remarks, kind, public_text(text), time.monotonic())
         self._outbox.remarks.append(remark)
 
+    def log(self, text: str) -> None:
+        """Add lines to the end of the log that the record holds."""
+        if not self._ended and os.getpid() == self._job.pid:
+            self._log_tail.keep(text)
+
     def artifact(self, name: str, file: Path) -> None:
         """Record a file that the job leaves behind, if it is there: size and SHA-256, no path."""
         if self._ended or os.getpid() != self._job.pid:
@@ -223,6 +250,7 @@ class Recorder:
             return
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(self._warnings)
+        logging.getLogger().removeHandler(self._log_tail)
         self._outbox.closing.set()
         self._outbox.wake.set()
         if self._thread is None:

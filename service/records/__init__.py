@@ -2,12 +2,11 @@
 
 job_store      `JobStore`: records written
 reader         records read
-database       engines and connections
-mounts         file systems that SQLite cannot trust
+connections    engines and connections, and the way from an older schema
 schema         the tables
 rank_rows      the processes of a job
 series         metrics over steps
-events         what happened to a job
+events         what happened to a job, and the end of its log
 removal        a job's record taken out
 kind_summary   all jobs in a few figures
 """

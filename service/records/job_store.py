@@ -10,9 +10,10 @@ from typing import Any
 
 from sqlalchemy import Connection, case, func, insert, select, update
 
-from service.jobs import FINAL_STATES, IllegalTransitionError, Observed, Periods, State
-from service.records.database import StoreError, open_database
-from service.records.events import Said, add_said, add_state
+from service.jobs import FINAL_STATES, IllegalTransitionError, Observed, Periods, State, Status
+from service.records.connections.database import open_database
+from service.records.connections.engines import DatabaseError
+from service.records.events import Log, Said, add_said, add_state, write_log
 from service.records.rank_rows import Rank, beat, job_of
 from service.records.reader import JobReader, stored_state
 from service.records.removal import remove_job
@@ -22,7 +23,7 @@ from service.records.series import Point, add_points
 _j = jobs_table.c
 
 
-class NoSuchJobError(StoreError):
+class NoSuchJobError(DatabaseError):
     """The database holds no job of that id."""
 
     def __init__(self, job_id: str) -> None:
@@ -39,7 +40,7 @@ class JobLivesError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Beaten:
+class JoinedJob:
     """The job that a process belongs to, and its stored state."""
 
     job_id: str
@@ -50,7 +51,7 @@ def open_store(url: str) -> "JobStore":
     """Return the store at `url`; nothing is connected to or created yet.
 
     Raises:
-        StoreRefusedError: the URL names neither SQLite nor PostgreSQL, or a driver is missing.
+        DatabaseRefusedError: the URL names neither SQLite nor PostgreSQL, or a driver is missing.
     """
     return JobStore(open_database(url))
 
@@ -196,21 +197,27 @@ class JobStore(JobReader):
             raise NoSuchJobError(job_id)
         raise IllegalTransitionError(job_id, current, target)
 
-    def request_cancel(self, job_id: str) -> Observed | None:
+    def request_cancel(self, job_id: str, periods: Periods | None = None) -> Observed | None:
         """Ask a job to stop, and return it; None if there is none. Asking twice is asking once.
 
-        The job finds it with its next heartbeat, stops after its step or block, and saves.
+        The job finds it with its next heartbeat, stops after its step or block, and saves. One
+        that reads as crashed will not look: it is cancelled at once, and should it live after
+        all, it finds that.
 
         Raises:
             IllegalTransitionError: the job has ended.
         """
-        if self.get(job_id) is None:
+        found = self.get(job_id)
+        if found is None:
             return None
+        crashed = found.status(Periods() if periods is None else periods) is Status.CRASHED
         try:
             self.transition(job_id, State.CANCELLING, "cancellation was asked for")
         except IllegalTransitionError as error:
             if error.current is not State.CANCELLING:
                 raise
+        if crashed:
+            self.transition(job_id, State.CANCELLED, "cancelled after it had crashed")
         return self.get(job_id)
 
     def remove(self, job_id: str, periods: Periods) -> bool:
@@ -227,6 +234,11 @@ class JobStore(JobReader):
             raise JobLivesError(job_id)
         return True
 
+    def keep_log(self, job_id: str, log: Log) -> None:
+        """Store the end of a job's log, in the place of what was stored of it before."""
+        with self._database.writing() as connection:
+            write_log(connection, job_id, log)
+
     def beat_rank(
         self,
         target: str,
@@ -236,7 +248,7 @@ class JobStore(JobReader):
         *,
         known: str | None = None,
         age_s: float = 0.0,
-    ) -> Beaten | None:
+    ) -> JoinedJob | None:
         """Write the row of a process other than the first in its job: see `ranks.job_of`."""
         with self._database.writing() as connection:
             job_id = job_of(connection, target, attempt, rank, known=known, age_s=age_s)
@@ -247,7 +259,7 @@ class JobStore(JobReader):
                 connection.execute(_next_version(job_id))
             beat(connection, job_id, rank)
             add_said(connection, job_id, rank.rank, said)
-        return Beaten(job_id, state)
+        return JoinedJob(job_id, state)
 
     def _write(
         self,

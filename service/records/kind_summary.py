@@ -12,6 +12,7 @@ from service.records.schema import database_now, jobs_table
 KINDS = ("cache-teacher", "train-student")
 """The kinds that Retort records; any other is summed up as `other`."""
 
+_WORDS = frozenset(Status)
 _j = jobs_table.c
 
 
@@ -66,7 +67,9 @@ def summarize(connection: Connection, periods: Periods) -> tuple[KindSummary, ..
     found: dict[str, KindSummary] = {}
     for row in connection.execute(query):
         before = found.get(row.kind, KindSummary(row.kind))
-        found[row.kind] = _with(before, Status(row.status), row._asdict())
+        # a damaged row's state is no word: it reads as failed, as in a list
+        word = Status(row.status) if row.status in _WORDS else Status.FAILED
+        found[row.kind] = _with(before, word, row._asdict())
     return tuple(found[name] for name in sorted(found))
 
 
@@ -75,7 +78,7 @@ def _with(before: KindSummary, status: Status, row: Mapping[str, Any]) -> KindSu
     beats = lives or status is Status.STALE
     return KindSummary(
         before.kind,
-        {**before.jobs, status: int(row["jobs"] or 0)},
+        {**before.jobs, status: before.jobs.get(status, 0) + int(row["jobs"] or 0)},
         _extreme(min, before.progress_ratio, row["ratio"] if lives else None),
         _extreme(max, before.heartbeat_age_s, row["age"] if beats else None),
         _extreme(max, before.progress_age_s, row["stood"] if lives else None),

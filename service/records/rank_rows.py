@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Double, case, func, select, type_coerce
 
 from service.jobs import FINAL_STATES, Periods, State, Status, seconds_since
-from service.records.schema import database_now, insert_or_not, jobs_table, ranks_table
+from service.records.schema import DAMAGED, database_now, insert_or_not, jobs_table, ranks_table
 
 _r = ranks_table.c
 _j = jobs_table.c
@@ -117,4 +117,10 @@ def read_ranks(connection: Connection, job_id: str) -> tuple[RankRecord, ...]:
         .where(_r.job == job_id)
         .order_by(_r.rank)
     )
-    return tuple(RankRecord(*row) for row in connection.execute(query))
+    ranks = (RankRecord(*row) for row in connection.execute(query))
+    # one damaged row hides no other
+    return tuple(
+        rank
+        for rank in ranks
+        if isinstance(rank.state, State) and DAMAGED not in (rank.heartbeat, rank.progress_at)
+    )

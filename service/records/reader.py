@@ -1,18 +1,30 @@
 """Reads job records: SQLAlchemy Core, one code path for SQLite and PostgreSQL."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    and_,
+    bindparam,
+    func,
+    not_,
+    select,
+    type_coerce,
+)
 
-from service.jobs import JobRecord, Observed, Periods, State, is_job_id
-from service.records.database import Database
-from service.records.events import Event, read_events
+from service.jobs import FINAL_STATES, JobRecord, Observed, Periods, State, Status, is_job_id
+from service.records.connections.database import Database
+from service.records.events import Events, Log, read_events, read_log
 from service.records.kind_summary import KindSummary, summarize
 from service.records.rank_rows import RankRecord, read_ranks
 from service.records.schema import database_now, jobs_table, ranks_table
-from service.records.series import Series, SeriesName, read_series, series_names
+from service.records.series import Series, SeriesCache, SeriesName
 
 _j = jobs_table.c
 _FIELDS = tuple(field.name for field in fields(JobRecord) if field.name != "ranks")
@@ -27,6 +39,19 @@ _READ = (
 )
 _ONE = select(*(_j[name] for name in _FIELDS), *_READ).where(_j.id == bindparam("job_id"))
 _ROWS = select(*(_j[name] for name in _FIELDS if name not in _LONG), *_READ).order_by(_j.id.desc())
+_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("id", "kind", "unit", "host", "reason", "resumed_from"), str),
+    **dict.fromkeys(("state",), State),
+    **dict.fromkeys(
+        ("done", "total", "resumed", "pid", "attempt", "bytes", "version", "ranks"), int
+    ),
+    **dict.fromkeys(("rate", "eta_s"), (int, float)),
+    **dict.fromkeys(("created", "heartbeat", "started", "ended", "progress_at"), datetime),
+    **dict.fromkeys(("config",), dict),
+}
+_MAY_BE_ABSENT = frozenset(
+    {"reason", "resumed_from", "total", "bytes", "rate", "eta_s", "started", "ended", "progress_at"}
+)
 _STATE = select(_j.state).where(_j.id == bindparam("job_id"))
 
 
@@ -40,13 +65,19 @@ class Page:
 
 class JobReader:
     """The records of one database, read.
-
-    Every method raises `StoreError` when the database cannot be used now, and `StoreRefusedError`
+    Every method raises `DatabaseError` when the database cannot be used now, and
+    `DatabaseRefusedError` when it is of another schema version.
     when it is of another schema version.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._series = SeriesCache()
+
+    @property
+    def database_name(self) -> str:
+        """Which database is read: a file, or host and name."""
+        return self._database.name
 
     @property
     def is_local(self) -> bool:
@@ -69,12 +100,15 @@ class JobReader:
         limit: int = 50,
         cursor: str | None = None,
         state: State | None = None,
+        status: Status | None = None,
         kind: str | None = None,
         beginning: str | None = None,
+        periods: Periods | None = None,
     ) -> Page:
         """Return up to `limit` jobs, newest first, older than the job `cursor`.
 
         Those whose state, kind, or beginning of the id is the given one, where one is.
+        `state` is as stored, `status` as it reads by `periods`.
 
         Paged by key: a job that begins meanwhile neither repeats a row nor hides one. The rows
         lack config, environment and artifacts.
@@ -84,6 +118,8 @@ class JobReader:
             query = query.where(_j.id < cursor)
         if state is not None:
             query = query.where(_j.state == state)
+        if status is not None:
+            query = query.where(_reads_as(status, Periods() if periods is None else periods))
         if kind is not None:
             query = query.where(_j.kind == kind)
         if beginning is not None:  # no digit lies above f
@@ -106,7 +142,7 @@ class JobReader:
         with self._database.reading() as connection:
             if not _holds(connection, job_id):
                 return None
-            return series_names(connection, job_id)
+            return self._series.names(connection, job_id)
 
     def metrics(
         self, job_id: str, names: Sequence[str], points: int = 500
@@ -115,14 +151,23 @@ class JobReader:
         with self._database.reading() as connection:
             if not _holds(connection, job_id):
                 return None
-            return tuple(read_series(connection, job_id, name, points) for name in names)
+            return tuple(self._series.series(connection, job_id, name, points) for name in names)
 
-    def events(self, job_id: str, after: int = 0, limit: int = 200) -> tuple[Event, ...] | None:
+    def events(
+        self, job_id: str, after: int = 0, limit: int = 200, *, newest: bool = False
+    ) -> Events | None:
         """Return a job's events of ids above `after`, oldest first; None if it does not exist."""
         with self._database.reading() as connection:
             if not _holds(connection, job_id):
                 return None
-            return read_events(connection, job_id, after, limit)
+            return read_events(connection, job_id, after, limit, newest=newest)
+
+    def log(self, job_id: str) -> Log | None:
+        """Return the end of a job's log; None if there is no such job."""
+        with self._database.reading() as connection:
+            if not _holds(connection, job_id):
+                return None
+            return read_log(connection, job_id)
 
     def summary(self, periods: Periods) -> tuple[KindSummary, ...]:
         """Return all jobs in a few figures by kind."""
@@ -132,6 +177,17 @@ class JobReader:
     def check(self) -> None:
         """Raise if records cannot be read; a database that no job has made yet is well."""
         self._database.check()
+
+
+def _reads_as(status: Status, periods: Periods) -> ColumnElement[bool]:
+    """Return the condition that a job reads as `status`: see `Periods.status`."""
+    age = type_coerce(database_now(), Double) - type_coerce(_j.heartbeat, Double)
+    silent = and_(_j.state.not_in(FINAL_STATES), age >= periods.stale_s)
+    if status is Status.CRASHED:
+        return and_(silent, age >= periods.crashed_s)
+    if status is Status.STALE:
+        return and_(silent, age < periods.crashed_s)
+    return and_(_j.state == State(status.value), not_(silent))
 
 
 def _holds(connection: Connection | None, job_id: str) -> TypeGuard[Connection]:
@@ -148,6 +204,37 @@ def stored_state(connection: Connection, job_id: str) -> State | None:
 
 
 def _observed(row: Any) -> Observed:
+    """Return a row as a record; what of it nothing can be made of is replaced and said.
+
+    One damaged row must not keep a reader from all the others.
+    """
     values = row._asdict()
     now = values.pop("now")
-    return Observed(JobRecord(**values), now)
+    known = {name: value for name, value in values.items() if _is_sound(name, value)}
+    damaged = sorted(values.keys() - known.keys())
+    if damaged:
+        instant = known.get("created") or known.get("heartbeat") or datetime.fromtimestamp(0, UTC)
+        missing = {"kind": "?", "unit": "", "done": 0, "created": instant, "heartbeat": instant}
+        known = missing | known | {"reason": f"the record is damaged: {', '.join(damaged)}"}
+        known.setdefault("state", State.FAILED)
+    return Observed(JobRecord(**known), now)
+
+
+def _is_sound(name: str, value: object) -> bool:
+    """Whether `value` is what a record's field of that name holds: SQLite itself asks nothing."""
+    if name == "metrics":
+        return isinstance(value, dict) and all(
+            each is None or (isinstance(each, int | float) and math.isfinite(each))
+            for each in value.values()
+        )
+    if name == "artifacts":
+        return isinstance(value, list) and all(
+            isinstance(each, dict) and {"name", "size", "sha256"} <= each.keys() for each in value
+        )
+    if name == "environment":
+        return isinstance(value, dict) and all(
+            each is None or isinstance(each, str | bool) for each in value.values()
+        )
+    if value is None:
+        return name in _MAY_BE_ABSENT
+    return isinstance(value, _TYPES[name])

@@ -7,6 +7,7 @@ from service.records.schema import (
     database_now,
     events_table,
     jobs_table,
+    logs_table,
     metrics_table,
     ranks_table,
 )
@@ -24,7 +25,7 @@ def remove_job(connection: Connection, job_id: str, crashed_s: float) -> bool:
     earlier = connection.scalar(select(_j.resumed_from).where(_j.id == job_id))
     if connection.execute(delete(jobs_table).where(_j.id == job_id, gone)).rowcount == 0:
         return False
-    for table in (ranks_table, metrics_table, events_table):
+    for table in (ranks_table, metrics_table, events_table, logs_table):
         connection.execute(delete(table).where(table.c.job == job_id))
     later = update(jobs_table).where(_j.resumed_from == job_id)
     connection.execute(later.values(resumed_from=earlier, version=_j.version + 1))

@@ -1,5 +1,6 @@
 """The tables of the record, and the three things that SQLite and PostgreSQL spell differently."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +26,17 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from service.jobs import State
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+DAMAGED: Any = "damaged"
+"""Stands for a stored value that nothing can be made of."""
+
+
+def lenient_json(text: str) -> object:
+    """Return what the JSON `text` says, or `DAMAGED`."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError):
+        return DAMAGED
 
 
 class Instant(TypeDecorator[datetime]):
@@ -40,7 +51,13 @@ class Instant(TypeDecorator[datetime]):
 
     def process_result_value(self, value: float | None, dialect: Dialect) -> datetime | None:
         """Return the instant in UTC."""
-        return None if value is None else datetime.fromtimestamp(value, UTC)
+        if value is None:
+            return None
+        try:
+            return datetime.fromtimestamp(value, UTC)
+        except (TypeError, ValueError, OverflowError, OSError):
+            damaged: datetime = DAMAGED  # the reader says which fields it can make nothing of
+            return damaged
 
 
 class Word(TypeDecorator[State]):
@@ -55,7 +72,13 @@ class Word(TypeDecorator[State]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> State | None:
         """Return the state of that word."""
-        return None if value is None else State(value)
+        if value is None:
+            return None
+        try:
+            return State(value)
+        except ValueError:
+            damaged: State = DAMAGED
+            return damaged
 
 
 class database_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
@@ -157,6 +180,15 @@ events_table = Table(
     UniqueConstraint("job", "rank", "number"),
     Index("events_by_job", "job", "id"),
     sqlite_autoincrement=True,  # an id is never given twice
+)
+
+# apart from the jobs, whose rows are read by hundreds
+logs_table = Table(
+    "logs",
+    metadata,
+    Column("job", _Id, primary_key=True),
+    Column("traceback", String),
+    Column("lines", String, nullable=False),
 )
 
 

@@ -1,10 +1,16 @@
 """Metrics over a job's steps: stored point by point, read whole or as buckets of min and max."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     Connection,
     Double,
     and_,
@@ -16,7 +22,36 @@ from sqlalchemy import (
 
 from service.records.schema import database_now, insert_or_not, metrics_table
 
+STANDS_S = 60.0
+"""For so long the part of a series that is past is believed to stand."""
+_KEPT = 512
+_FEW = 16
 _m = metrics_table.c
+_OF_THIS = and_(_m.job == bindparam("job_id"), _m.name == bindparam("series"))
+_NEXT_NAME = select(func.min(_m.name)).where(
+    _m.job == bindparam("job_id"), _m.name > bindparam("series")
+)
+# each end by itself is one look into the index; both in one query are a walk through all
+_ENDS = select(
+    select(func.min(_m.step)).where(_OF_THIS).scalar_subquery().label("first"),
+    select(func.max(_m.step)).where(_OF_THIS).scalar_subquery().label("last"),
+)
+_GROUPS = (
+    select(
+        func.min(_m.value).label("low"),
+        func.max(_m.value).label("high"),
+        func.max(_m.step).label("step"),
+        func.count().label("count"),
+    )
+    .where(_OF_THIS, _m.step >= bindparam("begin", type_=BigInteger))
+    .group_by(_m.step // bindparam("width", type_=BigInteger))
+    .subquery()
+)
+_BUCKETS = (
+    select(_m.step, _m.time, _GROUPS.c.low, _GROUPS.c.high, _m.value, _GROUPS.c["count"])
+    .join(metrics_table, and_(_OF_THIS, _m.step == _GROUPS.c.step))
+    .order_by(_m.step)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +92,50 @@ class Series:
     raw_points: int
 
 
+class _Bucket(NamedTuple):
+    """The points of `width` neighbouring steps: the last one, the extremes, how many they are."""
+
+    step: int
+    time: float
+    low: float | None
+    high: float | None
+    value: float | None
+    points: int
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The buckets of a series as they were read last."""
+
+    first: int | None
+    made_s: float
+    width: int = 1
+    buckets: list[_Bucket] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many points they are."""
+        return sum(bucket.points for bucket in self.buckets)
+
+    def widen(self) -> None:
+        """Make one bucket of two neighbouring ones."""
+        self.width *= 2
+        pairs = groupby(self.buckets, lambda bucket: bucket.step // self.width)
+        self.buckets = [reduce(_joined, pair) for _, pair in pairs]
+
+    def drop_last(self) -> int:
+        """Drop the last bucket, which may have grown; return the step that it begins with."""
+        return self.buckets.pop().step // self.width * self.width
+
+
+def _joined(one: _Bucket, later: _Bucket) -> _Bucket:
+    lows = [low for low in (one.low, later.low) if low is not None]
+    highs = [high for high in (one.high, later.high) if high is not None]
+    return later._replace(
+        low=min(lows, default=None), high=max(highs, default=None), points=one.points + later.points
+    )
+
+
 def add_points(connection: Connection, job_id: str, points: Sequence[Point]) -> None:
     """Store points; of two of the same step the first stays, so that a repetition is harmless."""
     if not points:
@@ -81,50 +160,67 @@ def add_points(connection: Connection, job_id: str, points: Sequence[Point]) -> 
     )
 
 
-def series_names(connection: Connection, job_id: str) -> tuple[SeriesName, ...]:
-    """Return the names of the metrics that a job has points of, in order."""
-    last = (
-        select(_m.name, func.count().label("points"), func.max(_m.step).label("step"))
-        .where(_m.job == job_id)
-        .group_by(_m.name)
-        .subquery()
-    )
-    query = (
-        select(last.c.name, last.c.points, last.c.step, _m.value)
-        .join(metrics_table, and_(_m.job == job_id, _m.name == last.c.name, _m.step == last.c.step))
-        .order_by(last.c.name)
-    )
-    return tuple(SeriesName(*row) for row in connection.execute(query))
+class SeriesCache:
+    """What was read of series, so that a reader who asks again costs what is new alone.
+
+    A point's bucket is its step over a power of two, so a bucket that is past never changes, and
+    two make one where the steps outgrow them. A job whose steps go back, or whose points are
+    removed, is seen once its entry is older than `STANDS_S`.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str, int], _Kept] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def names(self, connection: Connection, job_id: str) -> tuple[SeriesName, ...]:
+        """Return the names of the metrics that a job has points of, in order."""
+        with self._lock:
+            return tuple(
+                self._name(connection, job_id, name) for name in _names(connection, job_id)
+            )
+
+    def series(self, connection: Connection, job_id: str, name: str, points: int) -> Series:
+        """Return one metric in at most `points` entries; empty where the job has none."""
+        with self._lock:
+            kept = self._read(connection, job_id, name, points)
+        if kept.count <= points:
+            of_this = and_(_m.job == job_id, _m.name == name)
+            query = select(_m.step, _m.time, _m.value).where(of_this).order_by(_m.step)
+            rows = connection.execute(query.limit(points)).all()
+            steps, times, values = zip(*rows, strict=True) if rows else ((), (), ())
+            return Series(name, steps, times, values, values, values, len(rows))
+        columns = zip(*kept.buckets, strict=True)
+        steps, times, low, high, values, _ = columns
+        return Series(name, steps, times, low, high, values, kept.count)
+
+    def _name(self, connection: Connection, job_id: str, name: str) -> SeriesName:
+        kept = self._read(connection, job_id, name, _FEW)
+        last = kept.buckets[-1]
+        return SeriesName(name, kept.count, last.step, last.value)
+
+    def _read(self, connection: Connection, job_id: str, name: str, points: int) -> _Kept:
+        key, now_s = (job_id, name, points), time.monotonic()
+        ends = connection.execute(_ENDS, {"job_id": job_id, "series": name}).one()
+        kept = self._kept.pop(key, None)
+        if kept is None or kept.first != ends.first or now_s - kept.made_s > STANDS_S:
+            kept = _Kept(ends.first, now_s)
+        if ends.first is not None:
+            while ends.last // kept.width - ends.first // kept.width >= points:
+                kept.widen()
+            begin = ends.first if not kept.buckets else kept.drop_last()
+            given = {"job_id": job_id, "series": name, "width": kept.width, "begin": begin}
+            kept.buckets += [_Bucket(*row) for row in connection.execute(_BUCKETS, given)]
+        self._kept[key] = kept
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return kept
 
 
-def read_series(connection: Connection, job_id: str, name: str, points: int) -> Series:
-    """Return one metric in at most `points` entries; empty where the job has none of that name."""
-    of_this = and_(_m.job == job_id, _m.name == name)
-    count, first, last = connection.execute(
-        select(func.count(), func.min(_m.step), func.max(_m.step)).where(of_this)
-    ).one()
-    if count <= points:
-        query = select(_m.step, _m.time, _m.value).where(of_this).order_by(_m.step)
-        rows = connection.execute(query).all()
-        steps, times, values = zip(*rows, strict=True) if rows else ((), (), ())
-        return Series(name, steps, times, values, values, values, count)
-    width = -(-(last - first + 1) // points)
-    bucket = (_m.step - first) // width
-    buckets = (
-        select(
-            func.min(_m.value).label("low"),
-            func.max(_m.value).label("high"),
-            func.max(_m.step).label("step"),
-        )
-        .where(of_this)
-        .group_by(bucket)
-        .subquery()
-    )
-    query = (
-        select(_m.step, _m.time, buckets.c.low, buckets.c.high, _m.value)
-        .join(metrics_table, and_(of_this, _m.step == buckets.c.step))
-        .order_by(_m.step)
-    )
-    columns = zip(*connection.execute(query), strict=True)
-    steps, times, low, high, values = columns
-    return Series(name, steps, times, low, high, values, count)
+def _names(connection: Connection, job_id: str) -> Iterator[str]:
+    """Yield the names of a job's metrics: one look into the index a name, not one a point."""
+    name: str | None = ""
+    while True:
+        name = connection.scalar(_NEXT_NAME, {"job_id": job_id, "series": name})
+        if name is None:
+            return
+        yield name

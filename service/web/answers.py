@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from service.jobs import Observed, Periods, State, Status
-from service.records.events import Event, EventKind
+from service.records.events import EventKind, Events
 from service.records.rank_rows import RankRecord
 from service.records.reader import Page
 from service.records.series import Series, SeriesName
@@ -76,10 +77,17 @@ class JobAnswer(JobRow):
 
 
 class JobsAnswer(Answer):
-    """A page of jobs, newest first; `next_cursor` is null on the last one."""
+    """A page of jobs, newest first; `next_cursor` is null on the last one.
+
+    `partial`: only those that changed since the ETag that was asked from; the others stand.
+
+    `database` names where they are recorded, a file by its last three parts.
+    """
 
     jobs: list[JobRow]
     next_cursor: str | None
+    database: str
+    partial: bool = False
 
 
 class RankAnswer(Answer):
@@ -139,10 +147,21 @@ class EventAnswer(Answer):
 
 
 class EventsAnswer(Answer):
-    """Events, oldest first; `last_id` is the `after` of the next question."""
+    """Events, oldest first; `last_id` is the `after` of the next question.
+
+    `more`: there are later ones, or where the newest were asked for, earlier ones.
+    """
 
     events: list[EventAnswer]
     last_id: int
+    more: bool
+
+
+class LogAnswer(Answer):
+    """The last lines of a job's log, oldest first, and the traceback of its failure."""
+
+    lines: list[str]
+    traceback: str | None
 
 
 class HealthAnswer(Answer):
@@ -174,9 +193,11 @@ def job_answer(job: Observed, periods: Periods) -> JobAnswer:
     )
 
 
-def jobs_answer(page: Page, periods: Periods, next_cursor: str | None) -> JobsAnswer:
-    """Return a page of jobs."""
-    return JobsAnswer(jobs=[job_row(job, periods) for job in page.jobs], next_cursor=next_cursor)
+def jobs_answer(page: Page, periods: Periods, next_cursor: str | None, database: str) -> JobsAnswer:
+    """Return a page of jobs; `database` is the full name of where they are recorded."""
+    shown = database if "://" in database else "/".join(Path(database).parts[-3:])
+    rows = [job_row(job, periods) for job in page.jobs]
+    return JobsAnswer(jobs=rows, next_cursor=next_cursor, database=shown)
 
 
 def ranks_answer(ranks: Sequence[RankRecord], periods: Periods) -> RanksAnswer:
@@ -208,10 +229,11 @@ def series_answer(series: Sequence[Series]) -> MetricsAnswer:
     return MetricsAnswer(series=[SeriesAnswer.model_validate(one) for one in series])
 
 
-def events_answer(events: Sequence[Event], after: int) -> EventsAnswer:
+def events_answer(found: Events, after: int) -> EventsAnswer:
     """Return events that came after the id `after`."""
-    answers = [EventAnswer.model_validate(one) for one in events]
-    return EventsAnswer(events=answers, last_id=answers[-1].id if answers else after)
+    answers = [EventAnswer.model_validate(one) for one in found.events]
+    last_id = answers[-1].id if answers else after
+    return EventsAnswer(events=answers, last_id=last_id, more=found.more)
 
 
 def poll_after_s(status: Status) -> float | None:

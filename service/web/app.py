@@ -7,9 +7,10 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Response
+from fastapi.middleware.gzip import GZipMiddleware
 
 from service.jobs import Periods
-from service.records.database import default_url
+from service.records.connections.database import default_url
 from service.records.job_store import JobStore, open_store
 from service.web.answers import HealthAnswer
 from service.web.connections import BoundedProtocol
@@ -56,7 +57,7 @@ def create_app(
     """Return the service that reads the records at `url` (RETORT_DB or the default file if None).
 
     Raises:
-        StoreRefusedError: the URL names neither SQLite nor PostgreSQL, or a driver is missing.
+        DatabaseRefusedError: the URL names neither SQLite nor PostgreSQL, or a driver is missing.
     """
     store = open_store(default_url() if url is None else url)
     traffic = Traffic()
@@ -64,11 +65,13 @@ def create_app(
     # no docs pages: they load scripts from elsewhere
     app = FastAPI(title="Retort", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.traffic = traffic
+    app.state.database = store.database_name
     answer_problems(app)
     app.include_router(job_routes(store, periods))
     _add_health(app, store)
     _add_metrics(app, store, periods, traffic)
     add_pages(app)
+    app.add_middleware(GZipMiddleware, minimum_size=500, compresslevel=5)
     app.add_middleware(Guard, access=Access() if access is None else access, traffic=traffic)
     return app
 
@@ -87,7 +90,7 @@ def serve(
 
     Raises:
         AccessRefusedError: the address cannot be listened on, or only with a token.
-        StoreRefusedError: as `create_app`.
+        DatabaseRefusedError: as `create_app`.
     """
     access = access_to(
         host, allowed_hosts, token_file, read_token_file=read_token_file, public_url=public_url
@@ -109,6 +112,7 @@ def serve(
         bound = listening.getsockname()[:2]
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         logging.getLogger("uvicorn.error").info("jobs on http://%s:%d", shown, bound[1])
+        logging.getLogger("uvicorn.error").info("records of jobs in %s", app.state.database)
         uvicorn.Server(config).run(sockets=[listening])
 
 

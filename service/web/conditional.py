@@ -3,7 +3,8 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from service.jobs import Observed, Periods, is_job_id
@@ -16,11 +17,40 @@ def etag_of(jobs: Iterable[Observed], periods: Periods, *more: object) -> str:
 
     Ages grow by themselves and are left out: who gets a 304 adds the time since the last answer.
     """
-    said = [
-        (job.record.id, job.record.version, job.record.ranks, job.status(periods)) for job in jobs
-    ]
+    said = [said_of(job, periods) for job in jobs]
     digest = blake2b(repr((said, more)).encode(), digest_size=12).hexdigest()
     return f'W/"{digest}"'
+
+
+def said_of(job: Observed, periods: Periods) -> tuple[object, ...]:
+    """Return what differs where anything but its ages has changed of a job."""
+    return (job.record.id, job.record.version, job.record.ranks, job.status(periods))
+
+
+class Told:
+    """What the last answers were made of, by ETag: so that the next one says what is new alone."""
+
+    def __init__(self, kept: int = 256) -> None:
+        self._kept = kept
+        self._answers: OrderedDict[str, tuple[tuple[object, ...], ...]] = OrderedDict()
+
+    def changed(
+        self, jobs: Sequence[Observed], periods: Periods, etag: str, since: str | None
+    ) -> Sequence[Observed] | None:
+        """Return which of `jobs` changed since the answer of ETag `since`; keep this one.
+
+        None where that is not known, or was of other jobs.
+        """
+        said = tuple(said_of(job, periods) for job in jobs)
+        before = None if since is None else self._answers.get(since)
+        self._answers[etag] = said
+        self._answers.move_to_end(etag)
+        if len(self._answers) > self._kept:
+            self._answers.popitem(last=False)
+        if before is None or [one[0] for one in before] != [one[0] for one in said]:
+            return None
+        pairs = zip(jobs, before, said, strict=True)
+        return [job for job, then, now in pairs if then != now]
 
 
 def is_known(if_none_match: str | None, etag: str) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from service.records.database import StoreError
+from service.records.connections.engines import DatabaseError
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def answer_problems(app: FastAPI) -> None:
     """Make `app` answer every error as a problem, without a word of the machine it runs on."""
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
-    app.add_exception_handler(StoreError, _store_problem)
+    app.add_exception_handler(DatabaseError, _store_problem)
 
 
 def problem(

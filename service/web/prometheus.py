@@ -64,7 +64,7 @@ def exposition(store: JobStore, periods: Periods, traffic: Traffic) -> bytes:
     """Return the page that Prometheus scrapes.
 
     Raises:
-        StoreError: the records cannot be read.
+        DatabaseError: the records cannot be read.
     """
     jobs = CollectorRegistry()
     jobs.register(_Jobs(store.summary(periods)))

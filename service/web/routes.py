@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, StringConstraints
 
-from service.jobs import IllegalTransitionError, Periods, State
-from service.records.database import StoreBusyError
+from service.jobs import IllegalTransitionError, Periods, State, Status
+from service.records.connections.engines import DatabaseBusyError
 from service.records.job_store import JobLivesError, JobStore
 from service.web.answers import (
     EventsAnswer,
     JobAnswer,
     JobRow,
     JobsAnswer,
+    LogAnswer,
     MetricsAnswer,
     RanksAnswer,
     events_answer,
@@ -26,7 +28,7 @@ from service.web.answers import (
     ranks_answer,
     series_answer,
 )
-from service.web.conditional import cursor_after, etag_of, is_known, job_before
+from service.web.conditional import Told, cursor_after, etag_of, is_known, job_before
 from service.web.problem import problem_responses
 
 T = TypeVar("T")
@@ -38,9 +40,13 @@ NO_SUCH_JOB = "there is no such job; GET /api/v1/jobs lists them"
 
 JobId = Annotated[str, Path(description="32 hexadecimal digits")]
 Known = Annotated[str | None, Header(alias="If-None-Match", max_length=8192)]
-MetricName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetricName = Annotated[
+    # no name holds NUL, which PostgreSQL refuses
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]+$")
+]
 Id = Annotated[int, Query(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Query(ge=1, le=200)]
+Newest = Annotated[bool, Query(description="The newest, where there are more than `limit`")]
 
 
 def job_routes(store: JobStore, periods: Periods) -> APIRouter:
@@ -48,12 +54,15 @@ def job_routes(store: JobStore, periods: Periods) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["jobs"])
     _add_jobs(router, store, periods)
     _add_parts(router, store, periods)
+    _add_log(router, store)
     _add_cancel(router, store, periods)
     _add_removal(router, store, periods)
     return router
 
 
 def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
+    told = Told()
+
     @router.get(
         "/jobs",
         response_model=JobsAnswer,
@@ -64,17 +73,23 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
         limit: Limit = 50,
         cursor: Annotated[str | None, Query(max_length=64)] = None,
         state: State | None = None,
+        status: Status | None = None,
         kind: Annotated[str | None, Query(max_length=64, pattern="^[a-z0-9-]*$")] = None,
         beginning: Annotated[str | None, Query(alias="id", pattern="^[0-9a-f]{1,32}$")] = None,
+        since: Annotated[str | None, Query(max_length=64)] = None,
         if_none_match: Known = None,
     ) -> Response:
-        """Jobs, newest first; `Link: rel="next"` and `next_cursor` lead to older ones."""
+        """Jobs, newest first; `Link: rel="next"` and `next_cursor` lead to older ones.
+
+        With the ETag of the answer before as `since` only those are said that have changed.
+        """
         before = None if cursor is None else job_before(cursor)
         if cursor is not None and before is None:
             raise HTTPException(
                 422, f"query.cursor: got {cursor!r}, expected an earlier next_cursor"
             )
-        asked: dict[str, Any] = {"state": state, "kind": kind, "beginning": beginning}
+        asked: dict[str, Any] = {"state": state, "status": status, "kind": kind}
+        asked |= {"beginning": beginning, "periods": periods}
         page = await _read(store, lambda: store.list(limit=limit, cursor=before, **asked))
         headers = {"etag": etag_of(page.jobs, periods, page.next_cursor)}
         following = None
@@ -84,7 +99,11 @@ def _add_jobs(router: APIRouter, store: JobStore, periods: Periods) -> None:
             headers["link"] = f'<{url.path}?{url.query}>; rel="next"'
         if is_known(if_none_match, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        return _json(jobs_answer(page, periods, following), headers)
+        changed = told.changed(page.jobs, periods, headers["etag"], since)
+        if changed is not None:
+            page = replace(page, jobs=tuple(changed))
+        answer = jobs_answer(page, periods, following, store.database_name)
+        return _json(answer.model_copy(update={"partial": changed is not None}), headers)
 
     @router.get(
         "/jobs/{job_id}",
@@ -121,10 +140,24 @@ def _add_parts(router: APIRouter, store: JobStore, periods: Periods) -> None:
         return _json(series_answer(_found(store.metrics(job_id, name, points))))
 
     @router.get("/jobs/{job_id}/events", response_model=EventsAnswer, responses=responses)
-    async def get_events(job_id: JobId, after: Id = 0, limit: Limit = 200) -> Response:
-        """What happened to a job since the event `after`, oldest first."""
-        found = _found(await _read(store, lambda: store.events(job_id, after, limit)))
+    async def get_events(
+        job_id: JobId, after: Id = 0, limit: Limit = 200, *, newest: Newest = False
+    ) -> Response:
+        """What happened to a job since the event `after`, oldest first; all, or the newest."""
+        found = _found(
+            await _read(store, lambda: store.events(job_id, after, limit, newest=newest))
+        )
         return _json(events_answer(found, after))
+
+
+def _add_log(router: APIRouter, store: JobStore) -> None:
+    responses = problem_responses(404, 422, *ANY_REQUEST)
+
+    @router.get("/jobs/{job_id}/log", response_model=LogAnswer, responses=responses)
+    async def get_log(job_id: JobId) -> Response:
+        """The last 200 lines of a job's log, and the traceback of its failure."""
+        found = _found(await _read(store, lambda: store.log(job_id)))
+        return _json(LogAnswer.model_validate(found))
 
 
 def _add_cancel(router: APIRouter, store: JobStore, periods: Periods) -> None:
@@ -137,7 +170,7 @@ def _add_cancel(router: APIRouter, store: JobStore, periods: Periods) -> None:
     def cancel_job(job_id: JobId) -> Response:
         """Ask a job to stop after its step or block, and to save; asking twice is asking once."""
         try:
-            job = _found(store.request_cancel(job_id))
+            job = _found(store.request_cancel(job_id, periods))
         except IllegalTransitionError as error:
             raise HTTPException(409, f"the job has ended: it is {error.current}") from error
         return _json(job_row(job, periods), status=202)
@@ -164,7 +197,7 @@ async def _read(store: JobStore, read: Callable[[], T]) -> T:
     Going to a thread and back costs several times what reading a record from SQLite does.
     """
     if store.is_local:
-        with suppress(StoreBusyError):  # whoever has to wait does so in a thread
+        with suppress(DatabaseBusyError):  # whoever has to wait does so in a thread
             return read()
     return await run_in_threadpool(read)
 

@@ -98,7 +98,7 @@ def test_a_rerun_of_what_is_done_is_a_job_that_says_so(cli, recipes, scans, tmp_
         assert (again.state, again.reason) == ("succeeded", words)
         assert (again.done, again.total, again.resumed) == (total, total, total)
         store = open_store(f"sqlite:///{tmp_path}/jobs.db")
-        events = [event.text for event in store.events(again.id)]
+        events = [event.text for event in store.events(again.id).events]
         assert events == ["pending", "running", f"succeeded: {words}"]
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from service.jobs import JobRecord, job_id
 from service.recording.outbox import Pace
 from service.recording.recorder import Recorder, record_job
-from service.records.database import sqlite_url
+from service.records.connections.database import sqlite_url
 from service.records.job_store import JobStore, open_store
 from service.records.schema import metadata
 from service.web.app import create_app

@@ -98,7 +98,7 @@ def run(store: JobStore, job: str) -> None:
 
 
 def test_the_records_and_a_service_say_the_same(
-    store: JobStore, url: str, said: Callable[..., tuple[int, str, str]]
+    store: JobStore, url: str, file: Path, said: Callable[..., tuple[int, str, str]]
 ) -> None:
     job = create(store)
     run(store, job)
@@ -119,7 +119,8 @@ def test_the_records_and_a_service_say_the_same(
     out = said("show", job)[1]
     for words in ("train-student", "40/100 steps", "loss 0.5", "gpu-1, pid 8", "torch  2.15.0"):
         assert words in out
-    assert said("ls", "--state", "failed") == (0, "no jobs\n", "")
+    code, out, _ = said("ls", "--state", "failed")
+    assert (code, out.split(" (")[0]) == (0, f"no job matches in the database {file}")
 
 
 def test_it_runs_where_nothing_of_training_is_installed(

@@ -101,8 +101,9 @@ def test_a_signal_stops_a_job_and_the_record_holds_what_it_saved_then(
     end = read_surely(url, recorder.job_id)
     assert (end.state, end.reason) == (State.CANCELLED, "stopped by SIGTERM; saved")
     assert end.done == 6
-    events = open_store(url).events(recorder.job_id) or ()
-    saved = [event.text for event in events if event.kind is EventKind.CHECKPOINT]
+    found = open_store(url).events(recorder.job_id)
+    assert found is not None
+    saved = [event.text for event in found.events if event.kind is EventKind.CHECKPOINT]
     assert saved == ["saved at 6 of 10 steps"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from service.jobs import JobRecord, State, is_job_id
 from service.recording.outbox import Pace
 from service.recording.recorder import Recorder, record_job
-from service.records.database import open_database, sqlite_url
+from service.records.connections.database import open_database, sqlite_url
 from service.records.job_store import open_store
 
 

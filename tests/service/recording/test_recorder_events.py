@@ -18,7 +18,7 @@ from service.records.job_store import open_store
 def texts(url: str, job: str, kind: str) -> list[str]:
     events = open_store(url).events(job, limit=1000)
     assert events is not None
-    return [event.text for event in events if event.kind == kind]
+    return [event.text for event in events.events if event.kind == kind]
 
 
 def test_metrics_become_points_by_step_and_places_do_not(

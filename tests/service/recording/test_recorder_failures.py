@@ -12,7 +12,7 @@ import pytest
 from service.jobs import JobRecord, State
 from service.recording.outbox import REPORTS_KEPT, Pace
 from service.recording.recorder import Recorder
-from service.records.database import open_database, sqlite_url
+from service.records.connections.database import open_database, sqlite_url
 
 
 @contextmanager

@@ -8,13 +8,8 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.engine import make_url
 
-from service.records.database import (
-    StoreError,
-    StoreRefusedError,
-    default_url,
-    open_database,
-    sqlite_url,
-)
+from service.records.connections.database import default_url, open_database, sqlite_url
+from service.records.connections.engines import DatabaseError, DatabaseRefusedError
 from service.records.schema import SCHEMA_VERSION, database_now, schema_table
 
 
@@ -69,14 +64,14 @@ def test_a_relative_url_is_of_the_working_directory_at_the_time(
 def test_an_unusable_url_is_refused_with_what_is_expected_and_without_its_password(
     url: str, said: str
 ) -> None:
-    with pytest.raises(StoreRefusedError) as refused:
+    with pytest.raises(DatabaseRefusedError) as refused:
         open_database(url)
     assert said in str(refused.value)
     assert "s3cret" not in str(refused.value)
 
 
 def test_a_server_that_is_not_there_is_a_store_error() -> None:
-    with pytest.raises(StoreError):
+    with pytest.raises(DatabaseError):
         open_database("postgresql://ada@127.0.0.1:1/jobs").prepare()
 
 
@@ -88,7 +83,7 @@ def test_reading_before_any_job_yields_nothing_and_makes_nothing(tmp_path: Path)
 
 def test_writing_before_the_database_was_prepared_makes_nothing(tmp_path: Path) -> None:
     with (
-        pytest.raises(StoreError, match="unable to open database file"),
+        pytest.raises(DatabaseError, match="unable to open database file"),
         open_database(sqlite_url(tmp_path / "jobs.db")).writing(),
     ):
         pass
@@ -126,7 +121,7 @@ def test_a_reader_meets_no_error_while_a_job_makes_the_database(tmp_path: Path) 
 def test_a_job_waits_while_another_one_makes_the_database(file: Path, url: str) -> None:
     file.parent.mkdir()
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
-        other.execute("CREATE TABLE x (y)")
+        other.execute("PRAGMA user_version = 1")
         other.execute("BEGIN IMMEDIATE")  # SQLite refuses the change to WAL at once, not after 5 s
         end = threading.Timer(0.2, other.execute, ["COMMIT"])
         end.start()
@@ -165,18 +160,21 @@ def test_another_schema_version_is_refused_to_writers_and_readers(file: Path, ur
     database.prepare()
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE retort_schema SET version = 7")
-    with pytest.raises(StoreRefusedError, match="has schema 7, this Retort expects 2"):
+    with pytest.raises(
+        DatabaseRefusedError,
+        match=f"has schema 7, this Retort expects 2 to {SCHEMA_VERSION}: a newer",
+    ):
         database.prepare()
-    with pytest.raises(StoreRefusedError, match="has schema 7"), database.reading():
+    with pytest.raises(DatabaseRefusedError, match="has schema 7"), database.reading():
         pass
 
 
 def test_a_file_that_is_no_database_is_left_as_it_is(file: Path, url: str) -> None:
     file.parent.mkdir()
     file.write_bytes(b"not a database, " * 100)
-    with pytest.raises(StoreError, match="file is not a database"):
+    with pytest.raises(DatabaseError, match="file is not a database"):
         open_database(url).prepare()
-    with pytest.raises(StoreError, match="file is not a database"), open_database(url).reading():
+    with pytest.raises(DatabaseError, match="file is not a database"), open_database(url).reading():
         pass
     assert file.read_bytes() == b"not a database, " * 100
 
@@ -207,5 +205,5 @@ def test_a_password_is_read_from_a_file_and_told_nowhere(
     assert default_url() == "sqlite:////x/jobs.db"
     monkeypatch.setenv("RETORT_DB", "postgresql://retort@db/retort")
     file.unlink()
-    with pytest.raises(StoreRefusedError, match="RETORT_DB_PASSWORD_FILE .* cannot be read"):
+    with pytest.raises(DatabaseRefusedError, match="RETORT_DB_PASSWORD_FILE .* cannot be read"):
         default_url()

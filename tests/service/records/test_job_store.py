@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.jobs import IllegalTransitionError, JobRecord, State, job_id
-from service.records.database import sqlite_url
+from service.records.connections.database import sqlite_url
 from service.records.job_store import JobStore, NoSuchJobError, open_store
 
 

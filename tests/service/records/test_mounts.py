@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from service.records.database import StoreRefusedError, open_database, sqlite_url
-from service.records.mounts import NETWORK, file_system, network_mount
+from service.records.connections.database import open_database, sqlite_url
+from service.records.connections.engines import DatabaseRefusedError
+from service.records.connections.mounts import NETWORK, file_system, network_mount
 
 TABLE = """\
 /dev/sda1 / ext4 rw 0 0
@@ -46,5 +47,5 @@ def test_sqlite_on_a_network_file_system_is_refused_pointing_to_postgresql(tmp_p
     shared = [line.split(" ")[1] for line in table if line.split(" ")[2] in NETWORK]
     open_database(sqlite_url(tmp_path / "jobs.db"))
     for folder in shared:
-        with pytest.raises(StoreRefusedError, match="postgresql://"):
+        with pytest.raises(DatabaseRefusedError, match="postgresql://"):
             open_database(sqlite_url(Path(folder) / "jobs.db"))

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.jobs import Periods, State
-from service.records.database import StoreRefusedError
+from service.records.connections.engines import DatabaseRefusedError
 from service.records.job_store import JobStore
 from service.web.app import create_app
 
@@ -22,11 +22,15 @@ def run(store: JobStore, job: str, **more: Any) -> None:
 
 
 def test_before_any_job_the_list_is_empty_and_no_database_is_made(
-    client: TestClient, tmp_path: Path
+    client: TestClient, tmp_path: Path, file: Path
 ) -> None:
     answer = client.get("/api/v1/jobs")
     assert answer.status_code == 200
-    assert answer.json() == {"jobs": [], "next_cursor": None}
+    assert answer.json() == {
+        "jobs": [],
+        "next_cursor": None,
+        "database": "/".join(file.parts[-3:]),
+    }
     assert client.get("/readyz").json() == {"status": "ready"}
     assert list(tmp_path.iterdir()) == []
 
@@ -159,5 +163,5 @@ def test_two_services_read_while_a_job_holds_the_write_lock(
 
 
 def test_a_database_of_an_unknown_scheme_is_refused_at_the_start() -> None:
-    with pytest.raises(StoreRefusedError, match="is of 'gopher': expected sqlite:"):
+    with pytest.raises(DatabaseRefusedError, match="is of 'gopher': expected sqlite:"):
         create_app("gopher://example.org/jobs")

@@ -1,7 +1,9 @@
 """Ranks, metrics, events, cancellation and ETags over HTTP, on both databases."""
 
 import platform
+import sqlite3
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,7 +152,7 @@ def test_events_come_in_order_and_after_the_last_that_was_seen(
     rest = any_client.get(path, params={"after": ids[2]}).json()
     assert [event["id"] for event in rest["events"]] == ids[3:]
     end = any_client.get(path, params={"after": ids[-1]}).json()
-    assert end == {"events": [], "last_id": ids[-1]}
+    assert end == {"events": [], "last_id": ids[-1], "more": False}
 
 
 @pytest.mark.parametrize("part", ["ranks", "metrics", "metrics?name=loss", "events"])
@@ -261,3 +263,86 @@ def test_metrics_say_which_retort_answers_and_what_its_process_takes(client: Tes
         f'retort_build_info{{python="{platform.python_version()}",version="{VERSION}"}} 1.0' in text
     )
     assert "process_resident_memory_bytes " in text
+
+
+def test_the_newest_events_are_answered_when_asked_for(
+    any_store: JobStore, any_client: TestClient, job: str
+) -> None:
+    said = [Said(number, EventKind.CHECKPOINT, f"saved at {number}") for number in range(600)]
+    any_store.heartbeat(job, said=said)
+    path = f"/api/v1/jobs/{job}/events"
+    first = any_client.get(path).json()
+    assert (first["more"], len(first["events"])) == (True, 200)
+    newest = any_client.get(path, params={"newest": "true"}).json()
+    assert (newest["more"], newest["events"][-1]["text"]) == (True, "saved at 599")
+    rest = any_client.get(path, params={"after": newest["last_id"]}).json()
+    assert (rest["events"], rest["more"]) == ([], False)
+
+
+def test_a_name_that_no_database_can_hold_is_refused_not_a_failure(
+    any_client: TestClient, job: str
+) -> None:
+    answer = any_client.get(f"/api/v1/jobs/{job}/metrics?name=a%00b")
+    assert answer.status_code == 422
+
+
+def test_a_crashed_job_that_is_asked_to_stop_is_cancelled_for_nobody_will_look(
+    any_url: str, any_store: JobStore, job: str
+) -> None:
+    periods = Periods(stale_s=0.0, crashed_s=0.0)
+    with TestClient(create_app(any_url, periods=periods), "http://127.0.0.1") as client:
+        assert client.get(f"/api/v1/jobs/{job}").json()["status"] == "crashed"
+        answer = client.post(f"/api/v1/jobs/{job}/cancel").json()
+    assert (answer["status"], answer["reason"]) == ("cancelled", "cancelled after it had crashed")
+    assert any_store.heartbeat(job) is State.CANCELLED, "one that lives after all finds it"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("metrics", "{no json"),
+        ("metrics", '{"loss": "high"}'),
+        ("metrics", "[]"),
+        ("state", "weird"),
+        ("heartbeat", "soon"),
+        ("created", "1e300"),
+        ("done", "many"),
+        ("artifacts", "[1]"),
+        ("environment", '{"torch": []}'),
+    ],
+)
+def test_one_damaged_row_hides_no_other(
+    store: JobStore,
+    file: Path,
+    client: TestClient,
+    create: Callable[..., str],
+    column: str,
+    value: str,
+) -> None:
+    damaged, sound = create(store, 1), create(store, 2)
+    with sqlite3.connect(file) as connection:
+        connection.execute(f"UPDATE jobs SET {column} = ? WHERE id = ?", (value, damaged))
+    connection.close()
+    rows = client.get("/api/v1/jobs").json()["jobs"]
+    assert [row["id"] for row in rows] == [sound, damaged]
+    answer = client.get(f"/api/v1/jobs/{damaged}").json()
+    assert answer["reason"] == f"the record is damaged: {column}"
+    assert client.get("/metrics").status_code == 200
+
+
+def test_jobs_are_found_by_what_they_read_as(any_url: str, any_store: JobStore, job: str) -> None:
+    ended = job_id(2, bytes(10))
+    any_store.create(ended, kind="train-student", unit="steps", host="h", pid=1, config={})
+    any_store.transition(ended, State.RUNNING)
+    any_store.transition(ended, State.FAILED)
+
+    def found(status: str, stale_s: float, crashed_s: float) -> list[str]:
+        app = create_app(any_url, periods=Periods(stale_s, crashed_s))
+        with TestClient(app, "http://127.0.0.1") as client:
+            rows = client.get("/api/v1/jobs", params={"status": status}).json()["jobs"]
+        return [row["id"] for row in rows]
+
+    for periods, reads in (((900, 1800), "running"), ((0, 1800), "stale"), ((0, 0), "crashed")):
+        for status in ("running", "stale", "crashed"):
+            assert found(status, *periods) == ([job] if status == reads else [])
+        assert found("failed", *periods) == [ended]

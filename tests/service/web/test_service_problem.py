@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.records.database import open_database
+from service.records.connections.database import open_database
 from service.records.job_store import JobStore
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from service.jobs import JobRecord, State
-from service.records.database import sqlite_url
+from service.records.connections.database import sqlite_url
 from service.records.job_store import open_store
 from service.web.app import _listening
 
@@ -102,7 +102,7 @@ def test_a_service_that_is_killed_costs_jobs_and_other_services_nothing(
 
 WRITER = """
     import sys
-    from service.records.database import StoreError
+    from service.records.connections.database import DatabaseError
     from service.records.series import Point
     from service.records.job_store import open_store
 

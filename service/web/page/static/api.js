@@ -18,14 +18,40 @@ export async function ask(path) {
   const before = kept.get(path);
   const answer = await send(path, { headers: before ? { "If-None-Match": before.etag } : {} });
   if (answer.status === 304) return { body: before.body, isNew: false };
-  const body = await answer.json();
+  const body = await read(answer);
   const etag = answer.headers.get("ETag");
   if (etag) kept.set(path, { etag, body });
   return { body, isNew: true };
 }
 
+// The list of jobs: after the first answer the service says what has changed since, which is put
+// into what is here. Each job gets `seenAt`, the milliseconds at which its ages were true.
+export async function askForJobs(path) {
+  const before = kept.get(path);
+  const since = before ? `&${new URLSearchParams({ since: before.etag })}` : "";
+  const answer = await send(path + since, { headers: before ? { "If-None-Match": before.etag } : {} });
+  if (answer.status === 304) return { body: before.body, isNew: false };
+  const body = await read(answer);
+  for (const job of body.jobs) job.seenAt = Date.now();
+  if (body.partial) {
+    const changed = new Map(body.jobs.map((job) => [job.id, job]));
+    body.jobs = before.body.jobs.map((job) => changed.get(job.id) ?? job);
+  }
+  kept.set(path, { etag: answer.headers.get("ETag"), body });
+  return { body, isNew: true };
+}
+
 export async function tell(path) {
-  return (await send(path, { method: "POST" })).json();
+  return read(await send(path, { method: "POST" }));
+}
+
+// What lies between may answer in the service's place with a page of its own, such as a sign-in.
+async function read(answer) {
+  try {
+    return await answer.json();
+  } catch {
+    throw new Problem(502, "something else answers in the service's place: sign in again, then reload");
+  }
 }
 
 async function send(path, { method = "GET", headers = {} }) {

@@ -1,17 +1,17 @@
 // One figure: lines over steps, a legend that reads the values out, and a table behind it.
 
 import { element, say } from "./element.js";
-import { label, measure } from "./format.js";
+import { label, measure, ticks } from "./format.js";
 
 const HEIGHT = 190;
 const DASHES = [[], [], [5, 4], [2, 3]];
-const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // The columns of uPlot, after the steps of all series: for each its line, min, max, and last value.
 // Where points were put into buckets, the line is the middle of each and the band its extent.
+// A null is a value that was not finite, and breaks its line; undefined, a step of another line, does not.
 const COLUMNS = 4;
 function joined(series) {
   return uPlot.join(series.map((each) => [each.steps, each.steps.map((_, at) => middle(each, at)), each.min, each.max, each.last]));
@@ -77,8 +77,8 @@ export class Chart {
       const stroke = style(`--line-${line}`);
       const place = series.length;
       series.push(
-        { label: name, stroke, width: line === 0 ? 1.75 : 1.5, dash: DASHES[line], spanGaps: true },
-        ...["min", "max", "last"].map(() => ({ stroke: "transparent", spanGaps: true, points: { show: false } })),
+        { label: name, stroke, width: line === 0 ? 1.75 : 1.5, dash: DASHES[line] },
+        ...["min", "max", "last"].map(() => ({ stroke: "transparent", points: { show: false } })),
       );
       bands.push({ series: [place + 2, place + 1], fill: `${stroke}30` });
     });
@@ -92,16 +92,16 @@ export class Chart {
         y: this.isShare ? { range: [0, 1] } : this.fromZero ? { range: (_, low, high) => [Math.min(0, low), high * 1.1 || 1] } : {},
       },
       axes: [
-        { ...axis, size: 26, gap: 6, space: 60, values: (_, splits) => splits.map((v) => (Number.isInteger(v) ? compact.format(v) : "")) },
-        { ...axis, size: 46, gap: 6, space: 32, values: (_, splits) => splits.map((v) => this.spell(v)) },
+        { ...axis, size: 26, gap: 6, space: 60, values: (_, splits, __, ___, step) => ticks(splits, step).map((text, at) => (Number.isInteger(splits[at]) ? text : "")) },
+        { ...axis, gap: 6, space: 32, size: (_, texts) => 46 + 6 * Math.max(0, ...(texts ?? []).map((text) => text.length - 6)),
+          values: (_, splits, __, ___, step) => (this.isShare ? splits.map((v) => this.spell(v)) : ticks(splits, step)) },
       ],
       hooks: { setCursor: [(plot) => this.readOut(plot.cursor.idx)] },
     };
   }
 
   spell(value) {
-    if (value === null || value === undefined) return "–";
-    return this.isShare ? `${Math.round(100 * value)}%` : measure(value);
+    return this.isShare && typeof value === "number" ? `${Math.round(100 * value)}%` : measure(value);
   }
 
   // The values at the cursor, or the last ones.
@@ -109,7 +109,7 @@ export class Chart {
     this.names.forEach((name, line) => {
       const column = this.data[COLUMNS * (line + 1)];
       const value = index === null || index === undefined
-        ? column.findLast((each) => each !== null && each !== undefined) : column[index];
+        ? column.findLast((each) => each !== undefined) : column[index];
       say(this.values[line], this.spell(value));
     });
     const step = index === null || index === undefined ? null : this.data[0][index];

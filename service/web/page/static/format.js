@@ -8,13 +8,29 @@ const seconds = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyl
 
 export const count = (value) => plain.format(value);
 
-// A measured value to four digits, as short as that allows.
+// A measured value to four digits, as short as that allows. A null was measured, and is no number.
 export function measure(value) {
-  if (value === null || value === undefined) return "–";
+  if (value === undefined) return "–";
+  if (value === null) return "not finite";
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return plain.format(value);
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
   return size >= 1000 ? plain.format(value) : String(Number(value.toPrecision(4)));
+}
+
+// The labels of an axis whose marks are `step` apart: as many digits as tell neighbours apart.
+export function ticks(values, step) {
+  const largest = Math.max(...values.map(Math.abs));
+  if (largest === 0 || !(step > 0)) return values.map(measure);
+  const power = (value) => Math.floor(Math.log10(value) + 1e-9);
+  const lead = step / 10 ** power(step); // 1, 2, 5, or 2.5, which takes one more digit
+  const more = Math.abs(lead - Math.round(lead)) > 1e-6 ? 2 : 1;
+  const digits = Math.min(15, Math.max(1, power(largest) - power(step) + more));
+  const form = new Intl.NumberFormat("en", {
+    notation: largest < 1e-3 ? "scientific" : largest >= 1e4 ? "compact" : "standard",
+    maximumSignificantDigits: digits, useGrouping: false,
+  });
+  return values.map((value) => (value === 0 ? "0" : form.format(value)));
 }
 
 export const rate = (value) => (value === null ? "" : `${value >= 100 ? count(value) : tenths.format(value)}/s`);

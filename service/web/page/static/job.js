@@ -11,6 +11,7 @@ const GIVEN = location.pathname.split("/").at(-1);
 const METRICS_S = 5;
 const IDLE_S = 120;
 const POINTS = 160; // a figure is some 500 pixels wide
+const BROKEN = new Set(["failed", "crashed"]);
 const AT_ONCE = 8; // names in one question for metrics
 
 const charts = new Map(); // title -> Chart
@@ -19,7 +20,8 @@ let API = GIVEN.length === 32 ? pathOf(GIVEN) : null;
 let job = null;
 let seenAt = 0;
 let metricsAt = -Infinity;
-let lastEvent = 0;
+let lastEvent = null;
+const due = { events: true, log: true, metrics: true }; // until they are drawn, whatever failed meanwhile
 
 const isFinal = () => job.ended !== null;
 const elapsed = () => (isFinal() ? 0 : (performance.now() - seenAt) / 1000);
@@ -42,12 +44,15 @@ async function look() {
   if (isNew || job === null) {
     job = body;
     seenAt = performance.now();
+    due.events = due.log = due.metrics = true;
     draw();
-    await drawEvents();
   }
-  if (isNew && (isFinal() || performance.now() - metricsAt > METRICS_S * 1000)) {
-    metricsAt = performance.now();
+  if (due.events) await drawEvents();
+  if (due.log) await drawLog();
+  if (due.metrics && (isFinal() || performance.now() - metricsAt > METRICS_S * 1000)) {
     await drawMetrics();
+    due.metrics = false;
+    metricsAt = performance.now();
   }
   if (job.ranks > 1) ranks.draw((await ask(`${API}/ranks`)).body.ranks, job.progress.unit);
   return job.poll_after_s;
@@ -121,7 +126,9 @@ function showNote() {
   };
   const idle = (job.progress_age_s ?? 0) + elapsed();
   const idling = job.status === "running" && idle > IDLE_S ? `Alive, but no progress for ${span(idle)}.` : "";
-  showText(note, job.reason ?? words[job.status] ?? idling);
+  // what a silent job said before it fell silent tells less than its silence
+  const said = job.status === "stale" || job.status === "crashed" ? null : job.reason;
+  showText(note, said ?? words[job.status] ?? idling);
   note.dataset.status = job.status;
 }
 
@@ -155,16 +162,38 @@ function chartOf(group) {
 }
 
 async function drawEvents() {
-  const { events, last_id: last } = (await ask(`${API}/events?after=${lastEvent}`)).body;
-  if (events.length === 0) return;
-  lastEvent = last ?? events.at(-1).id;
   const list = find("events").querySelector("ol");
-  for (const event of events) {
-    list.prepend(element("li", { "data-kind": event.kind },
-      element("time", { datetime: event.time }, fullInstant(event.time)),
-      element("span", { class: "kind" }, event.kind), element("span", {}, event.text)));
+  for (;;) {
+    const place = lastEvent === null ? "newest=true" : `after=${lastEvent}`;
+    const { events, last_id: last, more } = (await ask(`${API}/events?${place}`)).body;
+    if (lastEvent === null && more) {
+      list.append(element("li", {}, element("span"), element("span"), element("span", {}, "Earlier events are left out; the API has them.")));
+    }
+    for (const event of events) {
+      list.prepend(element("li", { "data-kind": event.kind },
+        element("time", { datetime: event.time }, fullInstant(event.time)),
+        element("span", { class: "kind" }, event.kind), element("span", {}, event.text)));
+      find("events").hidden = false;
+    }
+    const isFirst = lastEvent === null;
+    lastEvent = last;
+    if (isFirst || !more) break;
   }
-  find("events").hidden = false;
+  due.events = false;
+}
+
+async function drawLog() {
+  const { lines, traceback } = (await ask(`${API}/log`)).body;
+  const [why, log] = [find("why"), find("log")];
+  why.hidden = !traceback;
+  say(why.querySelector("pre"), traceback ?? "");
+  if (log.hidden && lines.length > 0) log.open = BROKEN.has(job.status);
+  log.hidden = lines.length === 0;
+  const text = log.querySelector("pre");
+  const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 8;
+  say(text, lines.join("\n"));
+  if (atEnd || !log.open) text.scrollTop = text.scrollHeight;
+  due.log = false;
 }
 
 function pairs(section, facts) {
@@ -187,6 +216,12 @@ function drawArtifacts() {
       element("td", { class: "number" }, count(each.size)),
       element("td", {}, element("code", {}, each.sha256 ?? "")))));
 }
+
+// the end is what is looked for
+find("log").addEventListener("toggle", () => {
+  const text = find("log").querySelector("pre");
+  text.scrollTop = text.scrollHeight;
+});
 
 const now = poll(look);
 find("cancel").addEventListener("click", () => find("stop").showModal());

@@ -1,6 +1,6 @@
 // The list of jobs.
 
-import { ask } from "./api.js";
+import { askForJobs } from "./api.js";
 import { element, fillBar, find, say, showStatus } from "./element.js";
 import { counts, fullInstant, instant, label, measure, percent, rate, span } from "./format.js";
 import { poll } from "./poll.js";
@@ -9,7 +9,6 @@ const ALIVE = new Set(["pending", "running", "cancelling", "stale"]);
 const rows = new Map(); // id -> Row
 const asked = new URLSearchParams(location.search);
 let drawn = ""; // the query whose answer is on the page
-let seenAt = 0; // when the ages at hand were true, in ms
 
 class Row {
   constructor(id) {
@@ -34,6 +33,7 @@ class Row {
   }
 
   update(job) {
+    if (this.job === job) return;
     this.job = job;
     say(this.link, job.kind);
     say(this.begun, instant(job.created));
@@ -49,12 +49,13 @@ class Row {
     say(this.rate, job.ended === null ? rate(job.rate) : "");
     this.figures.replaceChildren(...figuresOf(job.metrics).map((name) =>
       element("span", {}, `${label(name)} `, element("b", {}, measure(job.metrics[name])))));
-    this.tick(0);
+    this.tick();
   }
 
   // Ages grow between two answers.
-  tick(elapsed) {
+  tick() {
     const job = this.job;
+    const elapsed = (Date.now() - job.seenAt) / 1000;
     say(this.age, `${span(job.heartbeat_age_s + elapsed)} ago`);
     say(this.left, job.eta_s === null ? "" : span(Math.max(0, job.eta_s - elapsed)));
   }
@@ -68,11 +69,11 @@ function figuresOf(metrics) {
 
 async function look() {
   const query = new URLSearchParams();
-  for (const name of ["state", "kind", "cursor"]) {
+  for (const name of ["status", "kind", "cursor"]) {
     if (asked.get(name)) query.set(name, asked.get(name));
   }
   query.set("limit", "50");
-  const { body, isNew } = await ask(`/api/v1/jobs?${query}`);
+  const { body, isNew } = await askForJobs(`/api/v1/jobs?${query}`);
   const view = query.toString();
   if (isNew || view !== drawn) draw(body);
   drawn = view;
@@ -80,7 +81,6 @@ async function look() {
 }
 
 function draw(page) {
-  seenAt = Date.now();
   const body = find("jobs").tBodies[0];
   const ids = new Set(page.jobs.map((job) => job.id));
   for (const [id, row] of rows) {
@@ -98,15 +98,16 @@ function draw(page) {
   });
   find("jobs").hidden = page.jobs.length === 0;
   find("empty").hidden = page.jobs.length > 0;
-  if (page.jobs.length === 0) drawEmpty();
+  if (page.jobs.length === 0) drawEmpty(page.database);
   drawPages(page.next_cursor);
 }
 
-function drawEmpty() {
-  const filtered = asked.get("state") || asked.get("kind") || asked.get("cursor");
+function drawEmpty(database) {
+  const filtered = asked.get("status") || asked.get("kind") || asked.get("cursor");
+  const where = element("p", {}, "The database is ", element("code", {}, database), "; RETORT_DB names another.");
   const words = filtered
-    ? [element("p", {}, "No job matches.")]
-    : [element("p", {}, "No job has recorded itself yet."),
+    ? [element("p", {}, "No job matches."), where]
+    : [element("p", {}, "No job has recorded itself yet."), where,
        element("pre", {}, "cli.py cache-teacher RECIPE --data DIR --out CACHE")];
   find("empty").replaceChildren(...words);
 }
@@ -137,6 +138,5 @@ for (const field of find("filter").elements) {
   });
 }
 setInterval(() => {
-  const elapsed = (Date.now() - seenAt) / 1000;
-  for (const row of rows.values()) row.tick(elapsed);
+  for (const row of rows.values()) row.tick();
 }, 1000);

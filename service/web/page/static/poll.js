@@ -4,6 +4,7 @@ import { Problem } from "./api.js";
 import { find, say, showText } from "./element.js";
 
 const AWAY_S = 5;
+const FOR_GOOD = new Set([404, 422]); // asked for what is not there: asking again changes nothing
 
 // `look` fetches and draws, and returns the seconds to the next look, null for never.
 export function poll(look) {
@@ -18,8 +19,9 @@ export function poll(look) {
     }
     clearTimeout(timer);
     busy = true;
-    const wait = await attempt(look);
-    busy = false;
+    const wait = await attempt(look).finally(() => {
+      busy = false;
+    });
     if (wanted) {
       wanted = false;
       now();
@@ -42,13 +44,17 @@ async function attempt(look) {
     answered(wait !== null);
     return wait;
   } catch (fault) {
-    if (fault instanceof Problem && fault.status < 500) {
+    document.body.dataset.away = "";
+    if (fault instanceof Problem && FOR_GOOD.has(fault.status)) {
       showText(find("problem"), fault.message);
+      say(find("link"), "stopped");
       return null;
     }
-    if (!(fault instanceof Problem) && !(fault instanceof TypeError)) throw fault;
+    if (!(fault instanceof Problem) && !(fault instanceof TypeError)) {
+      say(find("link"), "the page has failed: reload it");
+      throw fault;
+    }
     const why = fault instanceof Problem ? fault.message : "the service does not answer";
-    document.body.dataset.away = "";
     say(find("link"), `${why}; trying again`);
     return AWAY_S;
   }
