@@ -45,6 +45,7 @@ def whole_job(source: JobSource, job_id: str) -> Json:
     return {
         "job": source.job(job_id),
         "ranks": source.ranks(job_id),
-        "events": source.events(job_id),
+        "events": source.events(job_id)["events"],
+        "log": source.log(job_id),
         "metrics": source.metrics(job_id),
     }

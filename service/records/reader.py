@@ -65,9 +65,9 @@ class Page:
 
 class JobReader:
     """The records of one database, read.
+
     Every method raises `DatabaseError` when the database cannot be used now, and
     `DatabaseRefusedError` when it is of another schema version.
-    when it is of another schema version.
     """
 
     def __init__(self, database: Database) -> None:

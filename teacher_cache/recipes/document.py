@@ -135,8 +135,9 @@ def shipped_recipes(package: str) -> dict[str, str]:
 
 
 def _shipped(package: str) -> dict[str, Traversable]:
-    files = sorted((resources.files(package) / "recipes").iterdir(), key=lambda file: file.name)
-    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
+    files = (resources.files(package) / "recipes").iterdir()
+    named = {f.name.removesuffix(".toml"): f for f in files if f.name.endswith(".toml")}
+    return dict(sorted(named.items()))
 
 
 def _head_comment(text: str) -> str:

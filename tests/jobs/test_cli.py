@@ -193,7 +193,7 @@ def test_bad_data_and_teachers_exit_1_with_one_line_and_make_nothing(cli, recipe
         (tmp_path / "nowhere", "topk.k=2", "no such folder"),
         (tmp_path / "empty", "topk.k=2", "holds no class folders"),
         (scans / "train", "topk.k=4", "topk.k is 4, the teacher has 3 classes"),
-        (scans / "train", "teacher.model=resnet5O", "is no timm model; similar: "),
+        (scans / "train", "teacher.model=resnet5O", "is no timm model, and none of torchvision"),
         (scans / "train", "teacher.checkpoint=none.pt", "none.pt: no such file"),
     ):
         error = caching(cli, recipes, data, "--set", setting)

@@ -29,6 +29,7 @@ def test_before_any_job_the_list_is_empty_and_no_database_is_made(
     assert answer.json() == {
         "jobs": [],
         "next_cursor": None,
+        "partial": False,
         "database": "/".join(file.parts[-3:]),
     }
     assert client.get("/readyz").json() == {"status": "ready"}
