@@ -17,8 +17,23 @@ from typing_extensions import override
 
 from teacher_cache.errors import CacheError, DamagedRecords, StoreError, repair_advice
 from teacher_cache.parallel_map import mapped_ahead
-from teacher_cache.storage.keys import MANIFEST, QUARANTINE, is_remnant, no_cache, parts_of
-from teacher_cache.storage.lease import HEARTBEAT_S, LEASE_S, HeldObject, Writer, dead_keys
+from teacher_cache.storage.keys import (
+    MANIFEST,
+    QUARANTINE,
+    STAGING,
+    is_remnant,
+    is_workbench,
+    no_cache,
+    parts_of,
+)
+from teacher_cache.storage.lease import (
+    HEARTBEAT_S,
+    LEASE_S,
+    HeldObject,
+    claim,
+    dead_keys,
+    require_conditional_writes,
+)
 from teacher_cache.storage.ledger import MOST_ENTRY_BYTES, StoredFile, named_files
 from teacher_cache.storage.objects import Objects, open_objects
 from teacher_cache.storage.place import Place
@@ -40,8 +55,7 @@ def open_bucket(url: str) -> "Bucket":
     Raises:
         LocationError, StoreError: as `open_objects`.
     """
-    objects = open_objects(url)
-    return Bucket(objects, Writer(objects))
+    return Bucket(open_objects(url))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +63,6 @@ class Bucket(Place):
     """A `Place` below a URL; `Place` says what each method does."""
 
     objects: Objects
-    writer: Writer
     grace_s: float = GRACE_S
 
     def __str__(self) -> str:
@@ -171,7 +184,7 @@ class Bucket(Place):
 
     @override
     def claim(self, name: str) -> HeldObject | None:
-        return self.writer.claim(name)
+        return claim(self.objects, name)
 
     @override
     def claims_outlive_s(self) -> float:
@@ -183,10 +196,14 @@ class Bucket(Place):
 
     @override
     def abandoned(self) -> list[str]:
-        return dead_keys(self.objects, self.writer)
+        if not any(is_workbench(key) for key in self.keys(STAGING)):
+            return []  # so that a reader of a cache at rest writes nothing
+        return dead_keys(self.objects)
 
     @override
     def sweep(self) -> None:
+        """Whoever is to write begins with it, so here the store is asked what it can."""
+        require_conditional_writes(self.objects)
         for key in self.abandoned():
             self.remove(key)
 
