@@ -17,23 +17,8 @@ from typing_extensions import override
 
 from teacher_cache.errors import CacheError, DamagedRecords, StoreError, repair_advice
 from teacher_cache.parallel_map import mapped_ahead
-from teacher_cache.storage.keys import (
-    MANIFEST,
-    QUARANTINE,
-    STAGING,
-    is_remnant,
-    is_workbench,
-    no_cache,
-    parts_of,
-)
-from teacher_cache.storage.lease import (
-    HEARTBEAT_S,
-    LEASE_S,
-    HeldObject,
-    claim,
-    dead_keys,
-    require_conditional_writes,
-)
+from teacher_cache.storage import lease
+from teacher_cache.storage.keys import MANIFEST, QUARANTINE, is_remnant, no_cache, parts_of
 from teacher_cache.storage.ledger import MOST_ENTRY_BYTES, StoredFile, named_files
 from teacher_cache.storage.objects import Objects, open_objects
 from teacher_cache.storage.place import Place
@@ -183,12 +168,12 @@ class Bucket(Place):
         return nullcontext()
 
     @override
-    def claim(self, name: str) -> HeldObject | None:
-        return claim(self.objects, name)
+    def claim(self, name: str) -> lease.HeldObject | None:
+        return lease.claim(self.objects, name)
 
     @override
     def claims_outlive_s(self) -> float:
-        return LEASE_S + HEARTBEAT_S
+        return lease.LEASE_S + lease.HEARTBEAT_S
 
     @override
     def look_every_s(self) -> float:
@@ -196,14 +181,12 @@ class Bucket(Place):
 
     @override
     def abandoned(self) -> list[str]:
-        if not any(is_workbench(key) for key in self.keys(STAGING)):
-            return []  # so that a reader of a cache at rest writes nothing
-        return dead_keys(self.objects)
+        return lease.dead_keys(self.objects)
 
     @override
     def sweep(self) -> None:
         """Whoever is to write begins with it, so here the store is asked what it can."""
-        require_conditional_writes(self.objects)
+        lease.require_conditional_writes(self.objects)
         for key in self.abandoned():
             self.remove(key)
 

@@ -9,6 +9,7 @@ import secrets
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
 from teacher_cache.errors import StoreError
 from teacher_cache.storage.keys import STAGING, is_workbench, require_claim
@@ -59,14 +60,16 @@ def claim(objects: Objects, name: str) -> HeldObject | None:
 
 def dead_keys(objects: Objects) -> list[str]:
     """What lies in the workbench for LEASE_S; what others than writers put there is not ours."""
+    if not _workbench(objects):  # so that a reader of a cache at rest writes nothing
+        return []
     clock = _temporary()
     with suppress(StoreError):  # who may only read has the time of the youngest claim
         _hasty(objects).put(clock, b"what time is it?")
-    found = {each.key: each.modified for each in objects.list(STAGING) if is_workbench(each.key)}
+    found = _workbench(objects)
     with suppress(StoreError):
         _hasty(objects).delete(clock)
-    ages = {key: max(found.values()) - modified for key, modified in found.items()}
-    return [key for key, age in ages.items() if age.total_seconds() >= LEASE_S and key != clock]
+    now, lease = max(found.values(), default=datetime.min), timedelta(seconds=LEASE_S)
+    return [key for key, at in found.items() if now - at >= lease and key != clock]
 
 
 def require_conditional_writes(objects: Objects) -> None:
@@ -85,6 +88,10 @@ def require_conditional_writes(objects: Objects) -> None:
             "If-None-Match), so writers could hurt each other: use a store with conditional "
             "writes, or fill the cache in a folder and copy it there"
         )
+
+
+def _workbench(objects: Objects) -> dict[str, datetime]:
+    return {each.key: each.modified for each in objects.list(STAGING) if is_workbench(each.key)}
 
 
 def _hasty(objects: Objects) -> Objects:
