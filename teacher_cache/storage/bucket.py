@@ -17,8 +17,8 @@ from typing_extensions import override
 
 from teacher_cache.errors import CacheError, DamagedRecords, StoreError, repair_advice
 from teacher_cache.parallel_map import mapped_ahead
+from teacher_cache.storage import lease
 from teacher_cache.storage.keys import MANIFEST, QUARANTINE, is_remnant, no_cache, parts_of
-from teacher_cache.storage.lease import HEARTBEAT_S, LEASE_S, HeldObject, Writer, dead_keys
 from teacher_cache.storage.ledger import MOST_ENTRY_BYTES, StoredFile, named_files
 from teacher_cache.storage.objects import Objects, open_objects
 from teacher_cache.storage.place import Place
@@ -40,8 +40,7 @@ def open_bucket(url: str) -> "Bucket":
     Raises:
         LocationError, StoreError: as `open_objects`.
     """
-    objects = open_objects(url)
-    return Bucket(objects, Writer(objects))
+    return Bucket(open_objects(url))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +48,6 @@ class Bucket(Place):
     """A `Place` below a URL; `Place` says what each method does."""
 
     objects: Objects
-    writer: Writer
     grace_s: float = GRACE_S
 
     def __str__(self) -> str:
@@ -170,12 +168,12 @@ class Bucket(Place):
         return nullcontext()
 
     @override
-    def claim(self, name: str) -> HeldObject | None:
-        return self.writer.claim(name)
+    def claim(self, name: str) -> lease.HeldObject | None:
+        return lease.claim(self.objects, name)
 
     @override
     def claims_outlive_s(self) -> float:
-        return LEASE_S + HEARTBEAT_S
+        return lease.LEASE_S + lease.HEARTBEAT_S
 
     @override
     def look_every_s(self) -> float:
@@ -183,10 +181,12 @@ class Bucket(Place):
 
     @override
     def abandoned(self) -> list[str]:
-        return dead_keys(self.objects, self.writer)
+        return lease.dead_keys(self.objects)
 
     @override
     def sweep(self) -> None:
+        """Whoever is to write begins with it, so here the store is asked what it can."""
+        lease.require_conditional_writes(self.objects)
         for key in self.abandoned():
             self.remove(key)
 

@@ -16,7 +16,7 @@ QUARANTINE = "quarantine"
 
 _CLAIM = r"(tile|source|sample|table)(-\d+)*"
 _TEMPORARY = r"[0-9a-f]{16}\.tmp"
-_WORKBENCH = re.compile(rf"staging/({_TEMPORARY}|{_CLAIM}|writers/[0-9a-f]{{16}})", re.ASCII)
+_WORKBENCH = re.compile(rf"staging/({_TEMPORARY}|{_CLAIM})", re.ASCII)
 
 
 def parts_of(key: str) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def require_claim(name: str) -> str:
 
 
 def is_workbench(key: str) -> bool:
-    """Whether a key is that of a claim, a temporary file or a writer, which a sweep may remove.
+    """Whether a key is that of a claim or a temporary file, which a sweep may remove.
 
     `staging/lock` is none of these: it is never removed.
     """

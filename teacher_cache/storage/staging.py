@@ -135,37 +135,29 @@ def _workbench(tree: Tree) -> list[str]:
     ]
 
 
-def _hold(tree: Tree, name: str) -> Held | None:
-    flags = os.O_RDWR | os.O_CREAT
-    with tree.made_folder((STAGING,)) as folder:
+def _hold(tree: Tree, name: str, *, made: int = os.O_CREAT) -> Held | None:
+    """Take a file for this process alone; None while another process holds it."""
+    open_folder = tree.made_folder if made else tree.folder
+    with open_folder((STAGING,)) as folder:
         while True:
-            descriptor = tree.open_file(f"{STAGING}/{name}", folder, name, flags)
+            # a lock over NFS wants a descriptor that may write
+            descriptor = tree.open_file(f"{STAGING}/{name}", folder, name, os.O_RDWR | made)
+            is_held = False
             try:
                 is_locked = _locked(tree.root, descriptor)
-                is_there = is_locked and _is_at(descriptor, name, folder)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            if is_there:
-                return Held(tree, name, descriptor)
-            os.close(descriptor)
-            if not is_locked:
-                return None
+                is_held = is_locked and _is_at(descriptor, name, folder)
+            finally:
+                if not is_held:
+                    os.close(descriptor)
+            if is_held or not is_locked:
+                return Held(tree, name, descriptor) if is_held else None
             # Else another process removed the file after we opened it and before we locked it.
 
 
 def _hold_existing(tree: Tree, key: str) -> Held | None:
     """Lock a file of the workbench; None if another process has locked it, or it is gone."""
-    name = key.removeprefix(f"{STAGING}/")
-    try:
-        with tree.folder((STAGING,)) as folder:
-            # NFS gives an exclusive lock only to a descriptor that may write.
-            held = Held(tree, name, tree.open_file(key, folder, name, os.O_RDWR))
-            if _locked(tree.root, held.descriptor) and _is_at(held.descriptor, name, folder):
-                return held
-    except OSError:
-        return None
-    os.close(held.descriptor)
+    with suppress(OSError):
+        return _hold(tree, key.removeprefix(f"{STAGING}/"), made=0)
     return None
 
 

@@ -12,7 +12,7 @@ class FaultyProxy:
     def __init__(self, port):
         self.target, self.mode, self.failed = port, "pass", 0
         self.before_reply = lambda method, path: None
-        self.dropped_headers = ()
+        self.dropped_headers, self.refused_methods = (), ()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
         self._server.daemon_threads = True
@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self):
         proxy = self.server.proxy
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        mode = proxy.mode
+        mode = 403 if self.command in proxy.refused_methods else proxy.mode
         if mode == "pass":
             self._forward(proxy, body)
             return

@@ -17,7 +17,7 @@ from service.records.job_store import JobStore
 
 SERVE = """
     import sys
-    from service.records import database
+    from service.records.connections import database
     from service.web import app, connections
     database.READ_TIMEOUT_S = 5.0
     connections.REQUEST_TIMEOUT_S, connections.CONNECTIONS = float(sys.argv[2]), int(sys.argv[3])

@@ -13,9 +13,9 @@ from files import FILES, FIRST, KEY, entry_of, files_in
 from repository import REPOSITORY
 
 from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile
+from teacher_cache.storage import lease
 from teacher_cache.storage.bucket import Bucket
 from teacher_cache.storage.disk import Disk
-from teacher_cache.storage.lease import Writer
 from teacher_cache.storage.location import locate
 
 
@@ -26,8 +26,7 @@ def place(bucket):
 
 def in_a_hurry(bucket):
     """The same cache as another process sees it, which does not wait long for others."""
-    objects = locate(bucket.url).objects
-    return Bucket(objects, Writer(objects), grace_s=0.2)
+    return Bucket(locate(bucket.url).objects, grace_s=0.2)
 
 
 def shard(data):
@@ -58,8 +57,7 @@ def test_writers_of_other_bits_at_once_leave_the_files_that_the_one_entry_names(
     barrier, won = threading.Barrier(3, timeout=60), []
 
     def write(number):
-        writer = in_a_hurry(bucket)
-        mine = Bucket(writer.objects, writer.writer, grace_s=5.0)
+        mine = Bucket(locate(bucket.url).objects, grace_s=5.0)
         files = {key: shard(data + bytes([number])) for key, data in FILES.items()}
         barrier.wait()
         if mine.publish(KEY, entry_of(files, str(number)), files):
@@ -173,15 +171,18 @@ def test_both_places_hold_the_same_after_the_same(place, bucket, tmp_path):
     assert bucket.contents() == files_in(disk.root)
 
 
-def test_a_claim_is_one_writers_and_a_sweep_leaves_what_strangers_put_there(bucket):
+def test_a_claim_is_one_writers_and_a_sweep_leaves_what_strangers_put_there(bucket, monkeypatch):
     one, other = in_a_hurry(bucket), in_a_hurry(bucket)
     held = one.claim("tile-0-0")
     assert other.claim("tile-0-0") is None
-    bucket.write("staging/tile-9-9", b"0123456789abcdef")  # of a writer that is no more
     bucket.write("staging/notes", b"a stranger's")
+    other.sweep()
+    assert bucket.keys("staging") == ["staging/notes", "staging/tile-0-0"]
+    held.release()
+    bucket.write("staging/tile-9-9", b"0123456789abcdef")
+    monkeypatch.setattr(lease, "LEASE_S", 0.0)  # as if its writer had been silent for so long
     assert other.abandoned() == ["staging/tile-9-9"]
     other.sweep()
-    held.release()
     assert bucket.contents() == {"staging/notes": b"a stranger's"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from teacher_cache.cache.slab import read_slab
 from teacher_cache.errors import CacheError, DamagedRecords, LocationError, StoreError
 from teacher_cache.format.arrays import encode_shard
 from teacher_cache.format.descriptions import descriptions
+from teacher_cache.storage import lease
 from teacher_cache.storage.bucket import Bucket
 from teacher_cache.storage.disk import Disk
 from teacher_cache.storage.ledger import BlockId
@@ -45,9 +47,14 @@ def new_cache(url, **changes):
 
 def other_writer(cache, grace_s=0.2):
     """The same cache as another process sees it, in less of a hurry to wait."""
-    objects = cache.place.objects
-    place = Bucket(objects, type(cache.place.writer)(objects), grace_s)
-    return open_cache(place)
+    return open_cache(Bucket(cache.place.objects, grace_s))
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def change(bucket, key, damage):
@@ -126,18 +133,22 @@ def test_an_entry_without_its_shards_and_shards_without_their_entry(remote, buck
     assert verify(remote).is_sound
 
 
-def test_strays_of_the_format_go_into_quarantine_and_strangers_objects_are_left(remote, bucket):
+def test_strays_of_the_format_go_into_quarantine_and_strangers_objects_are_left(
+    remote, bucket, monkeypatch
+):
     before = bucket.contents()
     for key in ("ids/c.0.0.0.bak", "notes.txt", "ids/c.7.0.0", "staging/tile-0-0"):
         bucket.write(key, b"x")
-    living = remote.place.claim("tile-1-0")
     found = verify(remote)
-    assert found.strays == ("ids/c.7.0.0", "staging/tile-0-0")
+    assert found.strays == ("ids/c.7.0.0",)
     assert found.strangers == ("ids/c.0.0.0.bak", "notes.txt")
     _, folder = repair(remote, found)
-    assert bucket.read("staging/tile-1-0")
-    living.release()
+    assert bucket.read("staging/tile-0-0")  # its writer may live
     left = {"ids/c.0.0.0.bak": b"x", "notes.txt": b"x", f"{folder}/ids/c.7.0.0": b"x"}
+    monkeypatch.setattr(lease, "LEASE_S", 0.0)  # as if so long had passed
+    found = verify(remote)
+    assert found.strays == ("staging/tile-0-0",)
+    repair(remote, found)
     assert bucket.contents() == {**before, **left}
 
 
@@ -280,20 +291,53 @@ def test_a_claim_is_one_writers_and_ends_with_it(bucket):
     assert bucket.keys() == []
 
 
-def test_a_claim_of_a_host_that_vanished_is_taken_over_after_its_lease(bucket, monkeypatch):
-    from teacher_cache.storage import lease
-
-    bucket.write("staging/writers/0123456789abcdef", b"")
-    bucket.write("staging/tile-0-0", b"0123456789abcdef")
-    root = locate(bucket.url)
-    assert root.claim("tile-0-0") is None  # it may live
-    monkeypatch.setattr(lease, "LEASE_S", -5.0)  # as if so long had passed
-    assert sorted(root.abandoned()) == ["staging/tile-0-0", "staging/writers/0123456789abcdef"]
-    held = root.claim("tile-0-0")
+def test_a_claim_of_a_writer_that_vanished_is_taken_over_after_its_lease(bucket, monkeypatch):
+    place = locate(bucket.url)
+    for key in ("staging/tile-0-0", "staging/0123456789abcdef.tmp"):
+        bucket.write(key, b"0123456789abcdef")
+    assert place.claim("tile-0-0") is None  # it may live
+    assert place.abandoned() == []
+    monkeypatch.setattr(lease, "LEASE_S", 0.0)  # as if so long had passed
+    assert place.abandoned() == ["staging/0123456789abcdef.tmp", "staging/tile-0-0"]
+    held = place.claim("tile-0-0")
     assert held is not None
+    monkeypatch.setattr(lease, "LEASE_S", 30.0)
+    assert locate(bucket.url).claim("tile-0-0") is None
     held.release()
-    root.sweep()
+    assert bucket.keys() == ["staging/0123456789abcdef.tmp"]
+    monkeypatch.setattr(lease, "LEASE_S", 0.0)
+    place.sweep()
     assert bucket.keys() == []
+
+
+def test_a_held_claim_is_kept_young_and_one_that_was_taken_is_left_to_who_took_it(
+    bucket, monkeypatch
+):
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    held = locate(bucket.url).claim("tile-0-0")
+    mine = bucket.read("staging/tile-0-0")
+    bucket.write("staging/tile-0-0", b"another's")
+    until(lambda: bucket.read("staging/tile-0-0") == mine)  # written anew
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 1e6)
+    other = locate(bucket.url).claim("tile-1-0")
+    bucket.write("staging/tile-1-0", b"another's")
+    other.release()
+    held.release()
+    assert bucket.contents() == {"staging/tile-1-0": b"another's"}
+
+
+def test_who_may_only_read_a_bucket_verifies_it_with_claims_in_it(
+    remote, bucket, bucket_server, monkeypatch
+):
+    from faulty_proxy import FaultyProxy
+
+    bucket.write("staging/tile-0-0", b"x")
+    with FaultyProxy(bucket_server.port) as proxy:
+        proxy.refused_methods = ("PUT", "DELETE")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        assert verify(open_cache(locate(bucket.url))).is_sound
+        assert proxy.failed > 0
+    assert bucket.keys("staging") == ["staging/tile-0-0"]
 
 
 def test_a_prefix_that_holds_something_else_is_not_touched(bucket):
@@ -324,7 +368,8 @@ def test_a_store_that_ignores_if_none_match_is_refused(bucket, bucket_server, mo
         proxy.dropped_headers = ("if-none-match",)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         with pytest.raises(StoreError, match="ignores If-None-Match"):
-            locate(bucket.url).claim("tile-0-0")
+            locate(bucket.url).sweep()
+    assert bucket.keys() == []
 
 
 @pytest.mark.parametrize(
