@@ -5,10 +5,11 @@ The long ones are run by name: `python -m benchmarks.cifar10 OUT`.
 
 import os
 
-from benchmarks import kd_step, loader, pixels
+from benchmarks import kd_step, loader, pixels, starts
 from benchmarks.machine import describe
 
 print(describe())
+starts.main()
 kd_step.main()
 if "RETORT_DATA" in os.environ:
     pixels.main()

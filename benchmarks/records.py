@@ -13,6 +13,7 @@ from torch import Tensor
 from teacher_cache.cache.blocks import Block, missing_blocks, write_block
 from teacher_cache.cache.cache import Cache, create_cache
 from teacher_cache.cache.slab import read_slab
+from teacher_cache.cache.teacher_sample import TeacherSample, keep_sample
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.recipes.cache_recipe import CacheRecipe
@@ -95,6 +96,11 @@ def cache_of(
     for shard in range(cache.layout.shards):
         crc = np.array(cache.rows(shard), np.uint32) * np.uint32(2_654_435_761)
         cache.sources.commit(shard, crc, frozenset(), {})
+    first = TopK(topk.ids_BK[:1], topk.logp_BK[:1], topk.tail_BT[:1])
+    row = np.zeros(1, np.int64)
+    said = np.exp(first.logp_BK[:, 0].astype(np.float32))
+    sample = TeacherSample(row, row, first.ids_BK, first.logp_BK, first.tail_BT, said)
+    keep_sample(cache, sample)
     return cache
 
 
