@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.machine import describe, versions_of
 from benchmarks.records import cache_of, fill, simulated
 from service.recording.recorder import record_job
-from service.records.database import sqlite_url
+from service.records.connections.database import sqlite_url
 
 PROGRAM = Path(__file__).parents[1] / "cli.py"
 RUNS = 7

@@ -29,7 +29,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-OPERATIONS = {GenerationMode.POSITIVE: 10, GenerationMode.NEGATIVE: 4}
+OPERATIONS = {GenerationMode.POSITIVE: 11, GenerationMode.NEGATIVE: 4}
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 
