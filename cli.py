@@ -16,7 +16,8 @@ import typer
 
 from service import VERSION
 from service.console.commands import example, jobs_app
-from teacher_cache.errors import StoppedTogether, UserError, printable_lines
+from teacher_cache.errors import StoppedTogether, UserError, bounded, printable_lines, reason_of
+from teacher_cache.local_path import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,15 @@ app.add_typer(jobs_app, name="jobs")
 
 RecipeArgument = Annotated[
     Path,
-    typer.Argument(metavar="RECIPE", help="A .toml file, or a shipped recipe: see 'recipes'."),
+    typer.Argument(
+        metavar="RECIPE",
+        parser=local_path,
+        help="A .toml file, or a shipped recipe: see 'recipes'.",
+    ),
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", parser=local_path, help="The --out of a train-student."),
 ]
 CacheArgument = Annotated[
     str, typer.Argument(metavar="CACHE", help="The --out of a cache-teacher: a folder or a URL.")
@@ -204,7 +213,12 @@ def train_student(
     recipe: RecipeArgument,
     data: DataOption,
     val: ValOption,
-    out: Annotated[Path, typer.Option(help="The run; the same command continues it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="RUN", parser=local_path, help="The run; the same command continues it."
+        ),
+    ],
     cache: Annotated[
         str | None,
         typer.Option(help="From cache-teacher, a folder or a URL; none: no teacher."),
@@ -316,9 +330,15 @@ def _training_data(
 
 @app.command(epilog=example("evaluate run --val val"))
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
+    run: RunArgument,
     val: ValOption,
     weights: WeightsOption = "averaged",
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable", help="Leave out images that do not decode, at most 1% of them."
+        ),
+    ] = False,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -327,17 +347,26 @@ def evaluate(
     from student.runs.run import open_run
     from student.runs.weights import Weights
     from teacher_cache.images.index import index_images
+    from teacher_cache.recipes.cache_recipe import UnreadableImages
 
     opened = open_run(run)
     validation = index_images(val, class_ids=opened.class_ids)
-    facts = evaluate_run(opened, validation, _device(device), Weights(weights))
+    unreadable = UnreadableImages(skip_unreadable=True) if skip_unreadable else None
+    facts = evaluate_run(
+        opened, validation, _device(device), Weights(weights), unreadable=unreadable
+    )
     _show(facts, as_json=as_json)
 
 
 @app.command(epilog=example("export run --out student.onnx"))
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of a train-student.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors or .onnx file to write.")],
+    run: RunArgument,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", parser=local_path, help="The .safetensors or .onnx file to write."
+        ),
+    ],
     weights: WeightsOption = "averaged",
 ) -> None:
     """Fold a run's weights into plain convolutions; write them, and a model card beside them."""
@@ -438,7 +467,9 @@ def audit_cache(
     records: Annotated[int, typer.Option(min=1, help="How many to compare.")] = 1024,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Repeat a sample; none: a new one, whose seed is shown."),
+        typer.Option(
+            min=0, max=2**63 - 1, help="Repeat a sample; none: a new one, whose seed is shown."
+        ),
     ] = None,
     overrides: OverridesOption = None,
     as_json: JsonOption = False,
@@ -501,6 +532,7 @@ def bench_data(
         Path | None,
         typer.Option(
             metavar="RECIPE",
+            parser=local_path,
             help="A student recipe: its views, its size, and what its step takes on this device.",
         ),
     ] = None,
@@ -579,6 +611,8 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
+            parser=local_path,
             envvar="RETORT_TOKEN_FILE",
             help="Ask for the token in this file (else RETORT_TOKEN), 32 bytes or more.",
         ),
@@ -627,7 +661,9 @@ def serve(
 
 @app.command(epilog=example("demo --out demo-out"))
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("demo-out"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", parser=local_path, help="Where everything is written.")
+    ] = Path("demo-out"),
 ) -> None:
     """The whole job on scanned digits, in a minute or two: teacher, cache, three students."""
     from student.demo import report, run, steps, write_digits
@@ -646,13 +682,29 @@ def demo(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
+    _open_standard_streams()
     logging.basicConfig(format="%(message)s")  # warnings are shown, whoever else listens to them
     try:
         app()
     except UserError as error:
         sys.exit(_complain(str(error), error.exit_code))
     except OSError as error:
-        sys.exit(_complain(f"{error}: nothing already done is lost; mend this and run it again", 1))
+        advice = "nothing already done is lost; mend this and run it again"
+        sys.exit(_complain(f"{reason_of(error)}: {advice}", 1))
+
+
+def _open_standard_streams() -> None:
+    """Give a process that was started without them (`2>&-`, some daemons) streams to nowhere.
+
+    Else the next file that it opens, such as the job database, would be its stderr.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            stream = open(os.devnull, mode)  # noqa: PTH123, SIM115 - open as long as the process
+            if stream.fileno() != number:
+                os.dup2(stream.fileno(), number)
+            setattr(sys, name, stream)
 
 
 def _run(job: "Job", recorder: "Recorder", artifacts: Mapping[str, Path], *, shown: bool) -> None:
@@ -710,7 +762,7 @@ def _show(facts: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {printable_lines(message)}", file=sys.stderr)
+    print(f"error: {printable_lines(bounded(message))}", file=sys.stderr)
     return code
 
 

@@ -7,7 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from student.losses.criterion import Criterion, mismatch
 from teacher_cache.networks.reparam import ReparamSpec
-from teacher_cache.recipes.document import PositiveInt, Section, Temperature
+from teacher_cache.recipes.cache_recipe import UnreadableImages
+from teacher_cache.recipes.document import PositiveInt, Section, Seed, Temperature
 from teacher_cache.recipes.model_arguments import ModelName, PlainArguments, StudentArguments
 from teacher_cache.record import Tail
 from teacher_cache.views.policy import ViewPolicy
@@ -107,7 +108,7 @@ class StudentViews(ViewPolicy):
 
     reuse: bool = False
     """Let epoch e show view e mod V of a cache that holds V views."""
-    seed: int = 0
+    seed: Seed = 0
     size: PositiveInt = 224
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
@@ -132,7 +133,7 @@ class LoaderSection(Section):
 class RunSection(Section):
     """What else decides the bytes of the weights, and how often the run reports and saves."""
 
-    seed: int = 0
+    seed: Seed = 0
     threads: PositiveInt | None = None
     """CPU threads of an operation (it changes rounding); None: torch's choice."""
     channels_last: bool = False
@@ -164,6 +165,7 @@ class StudentRecipe(Section):
     reparam: ReparamSpec = ReparamSpec()
     views: StudentViews = StudentViews()
     evaluation: EvaluationSection = EvaluationSection()
+    images: UnreadableImages = UnreadableImages()
     loader: LoaderSection = LoaderSection()
     run: RunSection = RunSection()
 
@@ -198,6 +200,7 @@ class StudentRecipe(Section):
             mode="json",
             exclude={
                 "distill": same_loss,
+                "images": True,  # it changes nothing where all images can be read
                 "loader": True,
                 "student": {"checkpoint", "use_ema"} - set(started),
                 "run": {"log_every_steps", "checkpoint_every_s", *later},

@@ -1,6 +1,8 @@
 """The errors that a user can act on: each message says what was got, expected, and what to do."""
 
 _MOST_SHOWN = 200
+_LONGEST = 3000
+"""Characters of a message that are shown: what a stranger's file makes longer says no more."""
 
 
 def printable(name: str) -> str:
@@ -12,6 +14,18 @@ def shortened(value: object) -> str:
     """What a stranger wrote where something else was expected, as Python spells it, its begin."""
     text = repr(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
+
+
+def bounded(text: str) -> str:
+    """A message, or its begin and its end, which says what to do, where it is too long to read."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 800]} ... ({len(text):,} characters) ... {text[-700:]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def printable_lines(text: str) -> str:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -151,4 +151,5 @@ def _cancelled() -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the one who tells the user
+    with suppress(OSError):  # nobody reads it any more; the job goes on
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the one who tells the user

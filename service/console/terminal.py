@@ -7,6 +7,7 @@ a log file, there is one line every 30 s, or as soon as another percent is done 
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol, Self
 
 from rich.console import Console, Group
@@ -88,7 +89,8 @@ class ProgressDisplay:
         figures = spell({name: self._metrics[name] for name in SHOWN if name in self._metrics})
         if (waited := self._metrics.get("data_wait_share", 0.0)) > MUCH_WAITING:
             figures += f"  data_wait {waited:.0%}"
-        self._print(progress, _place(progress, rate, left_s), figures)
+        with suppress(OSError):  # nobody reads it any more; the job goes on
+            self._print(progress, _place(progress, rate, left_s), figures)
 
     def __enter__(self) -> Self:
         """Draw nothing yet."""
@@ -97,7 +99,8 @@ class ProgressDisplay:
     def __exit__(self, *_: object) -> None:
         """Leave the bar as it was last drawn, and the cursor as it was."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
 
     def _print(self, progress: Progress, place: str, figures: str) -> None:
         if self._live is None:

@@ -5,5 +5,6 @@ plan            how many steps there are, and which rows a rank shows in each
 shuffle         the order of an epoch
 slabs           the records that an epoch needs, read ahead
 batches         pixels, labels and targets, step by step
+unreadable      images that do not decode
 prefetch        batches on their way to the device
 """

@@ -15,6 +15,7 @@ from torch import Tensor
 from student.data.plan import Plan
 from student.data.slabs import POLL_S, Waiting, prefetched_slabs
 from student.data.training_data import TrainingData
+from student.data.unreadable import Unreadable
 from student.losses.target import SparseTarget
 from teacher_cache.cache.slab import Slab
 from teacher_cache.errors import MissingRecords, printable
@@ -51,7 +52,12 @@ def batches(
         UserError: two micro-batches do not fit into `settings.memory_mb`.
     """
     at_once = 2 * plan.micro_batches_per_step  # a step's, and those of the next as they come
-    settings = replace(settings, ahead=max(at_once, 2 * settings.workers, 4), held=at_once)
+    settings = replace(
+        settings,
+        ahead=max(at_once, 2 * settings.workers, 4),
+        held=at_once,
+        lower="optimizer.micro_batch",
+    )
     loader = rendered(
         data.renderer,
         _requests(data, plan, start_step),
@@ -70,6 +76,7 @@ class Batches(Iterator[list[MicroBatch]]):
         self.waiting_for: Literal["view", "images"] | None = None
         """Why the last list was empty."""
         self._loader = loader
+        self._unreadable = Unreadable(data.index, data.unreadable)
         self._steps = self._all(data, plan, start_step)
 
     def __next__(self) -> list[MicroBatch]:
@@ -124,7 +131,9 @@ class Batches(Iterator[list[MicroBatch]]):
             while not self._loader.ready(POLL_S):
                 self.waiting_for = "images"
                 yield []
-            step_batches.append(_micro_batch(data, next(self._loader), slab))
+            images = next(self._loader)
+            step_batches.append(_micro_batch(data, images, slab, self._unreadable))
+            del images
         yield step_batches
 
 
@@ -144,29 +153,46 @@ def _requests(data: TrainingData, plan: Plan, start_step: int) -> Iterator[Reque
             yield Request(rows_B, (data.view_of(epoch),))
 
 
-def _micro_batch(data: TrainingData, images: Rendered, slab: Slab | None) -> MicroBatch:
+def _micro_batch(
+    data: TrainingData, images: Rendered, slab: Slab | None, unreadable: Unreadable
+) -> MicroBatch:
     """Rendered images with their labels and targets, once they are proved to be the teacher's.
 
     Raises:
-        ImagesError: an image that cannot be read.
+        ImagesError: an image that does not decode, unless such images are left out.
         ImagesChanged: an image whose bytes are not those that the teacher read.
         ReplayRefused: pixels that are not those the teacher saw.
     """
-    for row, reason in images.unreadable.items():
-        raise ImagesError(
-            f"{data.index.name_of(row)}: {reason}: repair or remove it; the state "
-            "saved last is kept, and the same command continues from it"
-        )
-    rows = images.request.rows
-    target = None
-    if slab is not None:
+    if slab is not None:  # its absent rows are in no batch: another image that fails was changed
         assert data.cache is not None
         require_same_images(data.cache.sources, data.index, images)
+    rows, pixels_BHWC = _readable(data, images, unreadable)
+    target = None
+    if slab is not None:
         require_same_pixels(data.index, images, slab.check)
         target = targets_of(slab, rows, data.temperature_column)
-    return MicroBatch(
-        rows, images.pixels_GBHWC[0], torch.from_numpy(data.index.labels[rows]), target
-    )
+    return MicroBatch(rows, pixels_BHWC, torch.from_numpy(data.index.labels[rows]), target)
+
+
+def _readable(
+    data: TrainingData, images: Rendered, unreadable: Unreadable
+) -> tuple[np.ndarray, Tensor]:
+    """Rows [B] and pixels of a batch; the next readable image stands in for one that is not.
+
+    So every batch keeps its size, and a run whose images can all be read keeps its bits.
+    """
+    readable_B = unreadable.readable(images)
+    rows, pixels_BHWC = images.request.rows, images.pixels_GBHWC[0]
+    if readable_B.all():
+        return rows, pixels_BHWC
+    there = np.flatnonzero(readable_B)
+    if not len(there):
+        raise ImagesError(
+            f"none of {len(rows)} images of a batch can be read (first: "
+            f"{data.index.name_of(int(rows[0]))}): repair them"
+        )
+    places = there[np.searchsorted(there, np.arange(len(rows))) % len(there)]
+    return rows[places], pixels_BHWC[torch.from_numpy(places)]
 
 
 def targets_of(slab: Slab, rows_B: np.ndarray, temperature_column: int) -> SparseTarget:

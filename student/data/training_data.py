@@ -16,8 +16,12 @@ from teacher_cache.cache.teacher_sample import read_sample
 from teacher_cache.errors import CacheError, MissingRecords, ReplayRefused
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.loading.renderers import ViewRenderer
+from teacher_cache.recipes.cache_recipe import UnreadableImages
 from teacher_cache.verification.fidelity import Fidelity, Student, expected
 from teacher_cache.verification.replay import require_pixels_of
+
+COUNTS = ("images trained on", "views")
+"""What of `TrainingData.digest` is a number, and no digest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +37,8 @@ class TrainingData:
     temperature_column: int
     """Which column of the cache's `tail` belongs to the recipe's temperature."""
     reuse_views: bool
+    unreadable: UnreadableImages = field(default_factory=UnreadableImages)
+    """What becomes of images that do not decode; a cache knows its own."""
     follow_timeout_s: float | None = None
     """How long to wait for views that are still being filled; None: they must be there."""
     measures: Mapping[str, float] = field(default_factory=dict)
@@ -86,7 +92,16 @@ def plain_data(recipe: StudentRecipe, index: ImageIndex) -> TrainingData:
     views, size = recipe.views, recipe.student.size or recipe.views.size
     renderer = ViewRenderer(index, views, views.seed, size, views.interpolation, check_size=size)
     rows = np.arange(len(index))
-    return TrainingData(index, renderer, None, index.class_count, rows, 0, reuse_views=False)
+    return TrainingData(
+        index,
+        renderer,
+        None,
+        index.class_count,
+        rows,
+        0,
+        reuse_views=False,
+        unreadable=recipe.images,
+    )
 
 
 def replayed_data(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from student.data.training_data import COUNTS
 from student.models.build import plain_source
 from student.runs.checkpoint import Checkpoint
 from student.runs.metrics import read_metrics
@@ -91,7 +92,10 @@ def _recipe(run: Run) -> dict[str, Any]:
 
 def _origin(run: Run) -> dict[str, str]:
     """Where the run's data came from: digests, as in the run's folder."""
-    origin = {f"{name} digest": f"`{digest}`" for name, digest in run.data_digest.items()}
+    origin = {
+        name if name in COUNTS else f"{name} digest": value if name in COUNTS else f"`{value}`"
+        for name, value in run.data_digest.items()
+    }
     if "cache recipe" not in run.data_digest:
         origin["teacher"] = "none: trained without a cache"
     return origin

@@ -12,6 +12,7 @@ from student.runs.weights import Weights, kept, network_of, saved_state, standin
 from student.training.evaluation import evaluate, evaluation_of
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.networks.reparam import fold
+from teacher_cache.recipes.cache_recipe import UnreadableImages
 from teacher_cache.teacher.normalize import Normalization
 
 
@@ -20,26 +21,34 @@ def evaluate_run(
     validation: ImageIndex,
     device: torch.device,
     weights: Weights = Weights.AVERAGED,
+    *,
+    unreadable: UnreadableImages | None = None,
 ) -> dict[str, Any]:
     """Facts by name: accuracy of a run's weights, as trained and folded, and how far it got.
 
+    Args:
+        run: whose weights.
+        validation: what they are shown.
+        device: where.
+        weights: which of the run's.
+        unreadable: what becomes of images that do not decode; None: as in training.
+
     Raises:
         WeightsError: the run has no checkpoint.
-        ImagesError: an image that cannot be read.
+        ImagesError: an image that does not decode, or cannot be read.
     """
     saved = saved_state(run, weights)
     network = network_of(run, saved, weights).to(device)
     folded = fold(network)
-    evaluation = evaluation_of(
-        run.recipe, validation, size=run.size, interpolation=run.interpolation
-    )
+    recipe = run.recipe.model_copy(update={"images": unreadable or run.recipe.images})
+    evaluation = evaluation_of(recipe, validation, size=run.size, interpolation=run.interpolation)
     trained, plain = evaluate([network, folded], evaluation, Normalization.of(network, device))
     return {
         "run": str(run.folder),
         "model": run.recipe.student.model,
         "weights": str(kept(run, weights)),
         "standing": standing(run, saved),
-        "images": len(validation),
+        "images": len(validation) - len(evaluation.unreadable.rows),
         "top1": round(trained.top1, 4),
         "top5": round(trained.top5, 4),
         "folded_top1": round(plain.top1, 4),

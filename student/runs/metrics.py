@@ -35,6 +35,23 @@ def forget_after(path: Path, step: int) -> None:
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
+CHANGED = "validation_images_changed"
+"""A line with it says that later evaluations are of other images, and so how many."""
+
+
+def best_evaluation(path: Path, name: str, best: float) -> float:
+    """The best accuracy that was measured on the validation set of today; -1 if there is none.
+
+    Args:
+        path: the metrics.
+        name: of the accuracy.
+        best: the one that a saved state knows.
+    """
+    for line in read_metrics(path):
+        best = -1.0 if CHANGED in line else max(best, line.get(name, -1.0))
+    return best
+
+
 def last_evaluation(path: Path, step: int) -> dict[str, float]:
     """The figures of the evaluation after `step`, empty if there was none."""
     found = [m for m in read_metrics(path) if m["step"] == step and "top1" in m]

@@ -1,15 +1,23 @@
 """A run is started, or continued by the same command."""
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from student.data.training_data import TrainingData
 from student.ranks import Ranks
 from student.recipe import StudentRecipe
+from student.runs.metrics import CHANGED, append_metrics
 from student.runs.run import Run, RunError, open_run
 from teacher_cache.durable import write_atomic
 from teacher_cache.images.index import ImageIndex
+
+VALIDATION = "validation images"
+"""The one digest of a run's data on which no weight depends."""
+
+_log = logging.getLogger(__name__)
 
 
 def start_or_continue(
@@ -28,7 +36,7 @@ def start_or_continue(
     run = Run(
         folder=folder,
         recipe=recipe,
-        data_digest=data.digest() | {"validation images": validation.digest()},
+        data_digest=data.digest() | {VALIDATION: validation.digest()},
         class_ids=dict(data.index.class_ids),
         class_count=data.class_count,
         size=data.renderer.size,
@@ -36,7 +44,7 @@ def start_or_continue(
         steps=len(data.rows) // recipe.optimizer.batch_size * recipe.schedule.epochs,
     )
     if there:
-        if differing := _differences(there, run):
+        if differing := [*_differences(there, run).values()]:
             raise RunError(
                 f"{folder} holds another run: " + "; ".join(differing) + ": start the same command "
                 "to continue it, choose another --out, or `evaluate` what it trained"
@@ -59,14 +67,15 @@ def start_together(
         RunError: as there, or a rank that sees other data or not the first rank's folder.
         RankLost: another rank has ended.
     """
+    own = data.digest() | {VALIDATION: validation.digest()}
     if ranks.is_first:
         run = start_or_continue(folder, recipe, data, validation)
-        ranks.agree()
+        ranks.gather(own)
         return run
-    ranks.agree()
-    run = open_run(folder)
-    own = data.digest() | {"validation images": validation.digest()}
-    if run.data_digest != own or run.recipe != recipe.with_tail_of(run.recipe):
+    first = ranks.gather(own)[0]
+    there = open_run(folder)
+    run = replace(there, data_digest=first, recipe=recipe.with_tail_of(there.recipe))
+    if first != own or _differences(there, run):
         raise RunError(
             f"rank {ranks.number} sees another recipe, other data or another run in {folder} than "
             "rank 0: give all ranks the same command, and folders that all hosts share"
@@ -74,13 +83,34 @@ def start_together(
     return run
 
 
-def _differences(there: Run, here: Run) -> list[str]:
+def accept_validation_set(run: Run, step: int) -> None:
+    """Let a run go on with other validation images than before: they change no weight.
+
+    It is warned of and logged at the step, and the best evaluation is looked for anew. To be called
+    by who holds the run.
+    """
+    there = open_run(run.folder)
+    if there.data_digest.get(VALIDATION) == run.data_digest[VALIDATION]:
+        return
+    _log.warning(
+        "%s: other validation images than up to step %d: evaluations before and after it cannot be "
+        "compared, and the best is looked for anew",
+        run.folder,
+        step,
+    )
+    append_metrics(run.metrics, {"step": step, CHANGED: 1.0})
+    now = replace(there, data_digest=run.data_digest)
+    write_atomic(run.folder / "run.json", json.dumps(now.to_json(), indent=1).encode())
+
+
+def _differences(there: Run, here: Run) -> dict[str, str]:
+    """What decides the weights, and is not the same in both."""
     mine, theirs = _flat(there), _flat(here)
-    return [
-        f"{name}: {mine.get(name)} there, {theirs.get(name)} asked for"
+    return {
+        name: f"{name}: {mine.get(name)} there, {theirs.get(name)} asked for"
         for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name)
-    ]
+        if mine.get(name) != theirs.get(name) and name != VALIDATION
+    }
 
 
 def _flat(run: Run) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from student.data.prefetch import on_device
 from student.data.training_data import TrainingData
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
-from student.runs.metrics import append_metrics, forget_after
+from student.runs.metrics import append_metrics, best_evaluation, forget_after, last_evaluation
 from student.runs.run import Run, held
 from student.schedule import learning_rate
-from student.training.evaluation import Evaluation, evaluate, evaluation_of
+from student.training.evaluation import Evaluation, evaluate, evaluation_of, require_ready
 from student.training.log_interval import Interval
+from student.training.start import accept_validation_set
 from student.training.state import RunState, resume
 from student.training.summary import write_summary
 from student.training.trainee import Trainee
@@ -138,6 +139,9 @@ def _prepared(
     state = resume(run, trainee)
     if ranks.is_first:
         forget_after(run.metrics, state.step)
+        accept_validation_set(run, state.step)
+        state.best_top1 = best_evaluation(run.metrics, trainee.judged_by, state.best_top1)
+    state.best_top1 = ranks.gather(state.best_top1)[0]
     return _Job(
         run=run,
         data=data,
@@ -157,6 +161,10 @@ def _prepared(
 def _train(job: _Job) -> Iterator[Progress]:
     plan, state, recipe = job.plan, job.state, job.run.recipe
     yield job.progress()
+    if state.step < plan.total_steps:
+        require_ready(job.evaluation, job.ranks)
+    if _evaluation_is_owed(job):
+        yield from job.pause({**job.place, **_evaluated(job)})
     settings = LoaderSettings(
         recipe.loader.workers, recipe.loader.memory_mb, pinned=job.device.type == "cuda"
     )
@@ -203,9 +211,10 @@ def _agree(job: _Job) -> None:
 
 
 def _closed_intervals(job: _Job, lr: float) -> dict[str, float]:
-    """What there is to say after a step; an epoch's end evaluates and saves, too.
+    """What there is to say after a step; an epoch's end saves and evaluates, too.
 
-    Each line is written when its figures are known, so that a crash in what follows loses none.
+    Each line is written when its figures are known, so that a crash in what follows loses none;
+    an evaluation that a saved state still lacks is made up for when the run is continued.
     """
     recipe, plan, step = job.run.recipe, job.plan, job.state.step
     metrics: dict[str, float] = {}
@@ -213,14 +222,11 @@ def _closed_intervals(job: _Job, lr: float) -> dict[str, float]:
     if step == 1 or step % recipe.run.log_every_steps == 0 or epoch_ends:
         metrics = {**job.interval.summarize(), "lr": lr}
         job.log(metrics)
-    if epoch_ends and _evaluation_is_due(recipe, plan, step):
-        with job.interrupted("evaluation"):
-            accuracies = _evaluate(job)
-        job.log(accuracies)
-        metrics |= accuracies
-        _keep_if_best(job, accuracies)
     if epoch_ends:
         _save(job)
+    if epoch_ends and _evaluation_is_due(recipe, plan, step):
+        metrics |= _evaluated(job)
+    if epoch_ends:
         shares = job.epoch.shares(*EPOCH_SHARES)
         job.log(shares)
         metrics |= shares
@@ -233,6 +239,26 @@ def _save(job: _Job) -> None:
         with job.interrupted("checkpoint"):
             job.state.save(job.run, job.trainee)
     job.state.saved, job.saved = time.monotonic(), job.state.step
+
+
+def _evaluation_is_owed(job: _Job) -> bool:
+    """Whether the run was ended between an epoch's save and its evaluation."""
+    step = job.state.step
+    if not step or step % job.plan.steps_per_epoch:
+        return False
+    if not _evaluation_is_due(job.run.recipe, job.plan, step):
+        return False
+    owed = job.ranks.is_first and not last_evaluation(job.run.metrics, step)
+    return job.ranks.gather(owed)[0]
+
+
+def _evaluated(job: _Job) -> dict[str, float]:
+    """Evaluate, log, and keep the weights if they are the best."""
+    with job.interrupted("evaluation"):
+        accuracies = _evaluate(job)
+    job.log(accuracies)
+    _keep_if_best(job, accuracies)
+    return accuracies
 
 
 def _evaluate(job: _Job) -> dict[str, float]:
@@ -253,6 +279,7 @@ def _keep_if_best(job: _Job, accuracies: Mapping[str, float]) -> None:
         if job.ranks.is_first:
             with job.interrupted("checkpoint"):
                 job.state.save_best(job.run, job.trainee)
+                job.state.save(job.run, job.trainee)  # it knows the best, too
 
 
 def _learning_rate(recipe: StudentRecipe, plan: Plan, step: int) -> float:

@@ -48,8 +48,9 @@ def ask(
     if batch.unreadable and not recipe.images.skip_unreadable:
         row, reason = next(iter(batch.unreadable.items()))
         raise ImagesError(
-            f"{index.name_of(row)}: {reason}: repair or remove it, or set "
-            "images.skip_unreadable = true to leave such images out"
+            f"{index.name_of(row)}: {reason}: repair it, or set images.skip_unreadable = true to "
+            "leave such images out (to remove it would make this another data set, and another "
+            "cache)"
         )
     rows = batch.request.rows
     absent = np.isin(rows, list(batch.unreadable))

@@ -96,6 +96,7 @@ def _fill_tiles(
         workers=recipe.loader.workers,
         memory_mb=recipe.loader.memory_mb,
         pinned=teacher.device.type == "cuda",
+        lower="teacher.batch_size or storage.views_per_tile",
     )
     largest = (recipe.storage.views_per_tile, recipe.teacher.batch_size)
     work: deque[Work] = deque()

@@ -8,5 +8,6 @@ tar_headers    where in a tar its files lie
 archive        images inside archives, read by offset
 webdataset     `wds/...`: WebDataset shards
 hugging_face   `hfds/...`: a data set of the `datasets` library
+spelling       names that look the same and are not
 names          millions of names in one block of memory
 """

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from teacher_cache.images.source import (
     ImageUnavailable,
     Listing,
     is_image,
+    kinds_passed_over,
     listing_of_classes,
+    refuse_wrapped,
     require_regular,
 )
 from teacher_cache.images.tars import list_class_tars
@@ -20,11 +23,11 @@ def list_folder(root: Path) -> Listing:
     """List a folder of class folders; if it has none, a folder of tars, each of one class.
 
     Images may lie at any depth below their class folder. Hidden folders, hidden files and files
-    that are no images are passed over; links are followed. The order is that of an index: by class
-    and key, compared in bytes.
+    that are no images are passed over and counted; links are followed. The order is that of an
+    index: by class and key, compared in bytes.
 
     Raises:
-        ImagesError: there is no such folder, or no class folder in it.
+        ImagesError: there is no such folder, no class folder in it, or folders around these.
         ImageUnavailable: a folder cannot be listed, a link leads nowhere, or a FIFO, socket or
             device has the name of an image.
     """
@@ -36,15 +39,20 @@ def list_folder(root: Path) -> Listing:
     visible = [entry for entry in _entries(root) if not entry.name.startswith(".")]
     folders = [entry.name for entry in visible if _is_folder(entry)]
     if folders:
-        found = {name: sorted(_image_keys(root, name), key=os.fsencode) for name in folders}
-        return listing_of_classes(root, found)
+        passed: Counter[str] = Counter()
+        found = {name: sorted(_image_keys(root, name, passed), key=os.fsencode) for name in folders}
+        refuse_wrapped(root, found)
+        outside = sum(is_image(entry.name) for entry in visible)
+        return listing_of_classes(
+            root, found, passed_over=passed + Counter({"outside class folders": outside})
+        )
     tars = [root / entry.name for entry in visible if entry.name.endswith(".tar")]
     if tars:
         return list_class_tars(root, tars)
     raise ImagesError(f"{root} holds no class folders; expected {root}/<class>/<image>.jpg")
 
 
-def _image_keys(root: Path, name: str) -> Iterator[str]:
+def _image_keys(root: Path, name: str, passed: Counter[str]) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
     below = [name]
     while below:
@@ -55,11 +63,13 @@ def _image_keys(root: Path, name: str) -> Iterator[str]:
         seen.add(identity)
         for entry in _entries(root / folder):
             key = f"{folder}/{entry.name}"
-            if _is_folder(entry):
+            if not entry.name.startswith(".") and _is_folder(entry):
                 below.append(key)
             elif is_image(entry.name):
                 _require_file(entry)
                 yield key
+            else:
+                passed.update(kinds_passed_over(entry.name))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

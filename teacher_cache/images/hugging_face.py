@@ -10,11 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from teacher_cache.errors import reason_of
 from teacher_cache.images.source import (
     ImagesError,
     Listing,
     choose_split,
     keys_of,
+    printable,
     read_regular_file,
     split_of,
 )
@@ -66,6 +68,8 @@ def list_dataset(name: str) -> Listing:
 
 
 def _open(name: str, split: str | None) -> Any:
+    if not _may_be_on_the_hub(name) and not Path(name).exists():
+        raise ImagesError(f"hfds/{name}: there is no such folder: {printable(name)}")
     try:
         import datasets
     except ImportError:
@@ -83,9 +87,14 @@ def _open(name: str, split: str | None) -> Any:
         raise
     except Exception as error:  # the library, the network and the format raise many types
         raise ImagesError(
-            f"hfds/{name} cannot be opened ({' '.join(str(error).split())}): expected a data set's "
+            f"hfds/{name} cannot be opened ({reason_of(error)}): expected a data set's "
             "name on the hub, a folder of its files, or one written by save_to_disk"
         ) from error
+
+
+def _may_be_on_the_hub(name: str) -> bool:
+    """NAME or USER/NAME; a path is not asked for there, again and again, for a quarter minute."""
+    return name.count("/") < 2 and not name.startswith((".", "/"))
 
 
 def _columns(dataset: Any, name: str) -> tuple[str, str]:
@@ -125,6 +134,11 @@ def _labels(
     """
     values = dataset.select_columns([column]).with_format("arrow")[:][column]
     names = getattr(dataset.features[column], "names", None)
+    if values.null_count:
+        raise ImagesError(
+            f"hfds/{name}: {values.null_count} of its {len(values)} rows have no label (null): "
+            "choose another split, or save the set without them"
+        )
     found = np.array(values.to_pylist())
     if found.ndim == 1 and found.dtype.kind in "iu":
         if (found < 0).any() or (names and (found >= len(names)).any()):

@@ -6,8 +6,10 @@ the numbers of classes and the matching by key are the same for all of them, and
 
 import hashlib
 import json
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +28,15 @@ from teacher_cache.images.source import (
     printable,
     read_regular_file,
     several,
+    split_of,
 )
 from teacher_cache.images.source import ImagesError as ImagesError
+from teacher_cache.images.spelling import spelling_remark, twins_among
 from teacher_cache.images.tars import list_tar
 from teacher_cache.images.webdataset import list_shards
+from teacher_cache.local_path import local_path
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,8 +168,8 @@ def index_images(
     if unknown := [name for name in names if name not in class_ids]:
         raise ImagesError(
             f"{listing.root} has {several(unknown, 'class folder')} that the class list of "
-            f"{len(class_ids)} does not name: use the classes of the training set, "
-            "or a class map that names every folder"
+            f"{len(class_ids)} does not name{spelling_remark(unknown, class_ids)}: use the "
+            "classes of the training set, or a class map that names every folder"
         )
     _require_images(listing, used)
     ids = np.array([class_ids.get(name, -1) for name in listing.classes], np.int64)
@@ -185,12 +192,43 @@ def list_images(data: Path | str) -> Listing:
     kind, _, name = str(data).partition("/")  # `hfds/` and `wds/` are timm's names of its readers
     readers = {"hfds": list_dataset, "wds": list_shards}
     reader = readers.get(kind.lower())
-    listing = reader(name) if reader and name else _list_path(Path(data))
+    if reader and name:
+        if name.startswith("~"):
+            name = str(local_path(name))
+        _require_no_folder(str(data), split_of(name)[0])
+        listing = reader(name)
+    else:
+        listing = _list_path(local_path(data))
+    _tell_what_is_odd(listing)
     if len(set(listing.keys)) < len(listing.keys):
         seen: set[str] = set()
         twice = [key for key in listing.keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
         raise ImagesError(f"{listing.root} names {several(twice, 'image')} twice: rename them")
     return listing
+
+
+def _require_no_folder(data: str, name: str) -> None:
+    """Refuse a folder here whose name is read as that of something else."""
+    if Path(data).exists() and not Path(name).exists():
+        kind = data.partition("/")[0]
+        raise ImagesError(
+            f"{printable(data)} is a folder here, but {kind}/NAME stands for another kind of data: "
+            f"write ./{printable(data)} for the folder"
+        )
+
+
+def _tell_what_is_odd(listing: Listing) -> None:
+    """Files that nobody may have meant to be left out, and classes that look like one."""
+    if kinds := Counter(listing.passed_over).most_common():
+        _log.warning(
+            "%s: %d files that are no images by their names were passed over (%s%s)",
+            printable(str(listing.root)),
+            sum(listing.passed_over.values()),
+            ", ".join(f"{count} {kind}" for kind, count in kinds[:6]),
+            ", ..." if len(kinds) > 6 else "",
+        )
+    if remark := twins_among(listing.classes):
+        _log.warning("%s: two classes, %s", printable(str(listing.root)), remark)
 
 
 def require_same_numbers(index: ImageIndex, asked: ImageIndex) -> None:
@@ -246,8 +284,8 @@ def read_class_map(path: Path) -> dict[str, int]:
         ImagesError: the file is no JSON object of unique, non-negative whole numbers.
     """
     try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        document = json.loads(path.read_bytes())  # it knows a byte-order mark
+    except (OSError, ValueError, RecursionError) as error:
         raise ImagesError(f"class map {path}: cannot be read as JSON: {error}") from None
     if (
         not isinstance(document, dict)
@@ -300,6 +338,7 @@ def _matched(index: ImageIndex, listing: Listing) -> np.ndarray:
         raise ImagesError(
             f"{listing.root} is not the data set of this cache ({len(index)} images): it "
             + " and ".join(parts)
+            + spelling_remark(missing, extra)
             + ": point --data at the data set that the cache was filled from, or fill a new cache"
         )
     return np.array([rows[key] for key in index.keys], np.int64)

@@ -8,20 +8,26 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Protocol, Self
 
 import numpy as np
 
-from teacher_cache.errors import UserError
+from teacher_cache.errors import UserError, reason_of
 from teacher_cache.errors import printable as printable
 from teacher_cache.images.names import Names
 
 EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
-"""The file names that count as images; everything else in a class folder is passed over."""
+"""Pillow's names for the formats that are decoded. What else lies in a class folder is passed over,
+counted and told."""
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
+"""Folders around class folders, by the names that data sets give them."""
+_OF_DESKTOPS = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+"""Files that file managers leave everywhere: nothing is to be told of them."""
 
 
 class ImagesError(UserError):
@@ -35,8 +41,8 @@ class ImageUnavailable(ImagesError):
     def of(cls, path: object, error: OSError) -> Self:
         """The error that a user sees for an OSError."""
         return cls(
-            f"{printable(str(path))} cannot be read ({error.strerror or error}): nothing is lost; "
-            "mend it, or remove it if it is meant to be gone, and run the same command again"
+            f"{printable(str(path))} cannot be read ({error.strerror or reason_of(error)}): "
+            "nothing is lost; mend it, and run the same command again"
         )
 
 
@@ -72,11 +78,44 @@ class Listing:
     """The ids that the source itself gives its classes; None if it gives none."""
     source: ImageSource | None = None
     """Where the bytes are; None if each image is a file, `root / key`."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Files in class folders that are no images by their names: how many of each kind."""
 
 
 def is_image(name: str) -> bool:
     """Whether a file name, without its folder, is the name of an image that is not hidden."""
     return not name.startswith(".") and PurePath(name).suffix.lower() in EXTENSIONS
+
+
+def kinds_passed_over(name: str) -> list[str]:
+    """Under what a file is counted that is no image by its name: nothing, or one kind."""
+    if name.lower() in _OF_DESKTOPS:
+        return []
+    if name.startswith("."):
+        return ["hidden"]
+    return [printable(PurePath(name).suffix.lower())[:16] or "without suffix"]
+
+
+def refuse_wrapped(root: Path, found: Mapping[str, Iterable[str]]) -> None:
+    """Refuse a folder around the class folders, or around each split's: no split is a class.
+
+    Args:
+        root: where the folders are.
+        found: the keys of each folder's images.
+
+    Raises:
+        ImagesError: saying which folder to pass.
+    """
+    are_splits = len(found) > 1 and _SPLITS.issuperset(map(str.lower, found))
+    below = {name.split("/")[1] for keys in found.values() for name in keys if name.count("/") > 1}
+    flat = any(name.count("/") == 1 for keys in found.values() for name in keys)
+    if are_splits or (len(found) == 1 and not flat and len(below) > 1):
+        one = min(found, key=os.fsencode)
+        what = "the splits of a data set" if are_splits else "nothing but folders in it"
+        raise ImagesError(
+            f"{root} holds {several(sorted(found), 'folder')}: that is {what}, expected the folder "
+            f"of the class folders: pass one, such as {printable(str(root / one))}"
+        )
 
 
 def keys_of(names: Iterable[str], root: Path) -> Names:
@@ -142,7 +181,10 @@ def several(names: Sequence[str], noun: str) -> str:
 
 
 def listing_of_classes(
-    root: Path, found: Mapping[str, Sequence[str]], source: ImageSource | None = None
+    root: Path,
+    found: Mapping[str, Sequence[str]],
+    source: ImageSource | None = None,
+    passed_over: Mapping[str, int] | None = None,
 ) -> Listing:
     """A listing from the keys of each class folder, in the order in which both are given."""
     counts = [len(keys) for keys in found.values()]
@@ -152,6 +194,7 @@ def listing_of_classes(
         list(found),
         np.repeat(np.arange(len(found)), counts),
         source=source,
+        passed_over=passed_over or {},
     )
 
 

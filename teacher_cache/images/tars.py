@@ -5,6 +5,7 @@ that was filled from a folder can be replayed from a tar of it, and the reverse.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,14 +14,13 @@ from teacher_cache.images.source import (
     ImagesError,
     Listing,
     is_image,
+    kinds_passed_over,
     listing_of_classes,
     printable,
+    refuse_wrapped,
     several,
 )
 from teacher_cache.images.tar_headers import Contents, read_contents
-
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
-"""The usual names of folders that contain the class folders of one split."""
 
 ArchivedFile = tuple[int, Extent]
 """The number of an archive, and the image's extent in it."""
@@ -41,9 +41,10 @@ def list_tar(path: Path, inner: str = "") -> Listing:
     root = path / inner
     if inner:
         contents = _below(contents, inner, root)
-    if found := _classes(contents):
-        _refuse_wrapped(root, found)
-        return _listing(root, (archive,), {name: _at(0, f) for name, f in found.items()})
+    passed: Counter[str] = Counter()
+    if found := _classes(contents, passed):
+        refuse_wrapped(root, found)
+        return _listing(root, (archive,), {name: _at(0, f) for name, f in found.items()}, passed)
     # Only tars at the top are classes. They are not unpacked: images are read by their offset in
     # the outer tar.
     tars = {
@@ -53,10 +54,13 @@ def list_tar(path: Path, inner: str = "") -> Listing:
     }
     if tars:
         members = {
-            name: _at(0, _class_members(root / f"{name}.tar", name, read_contents(archive, extent)))
+            name: _at(
+                0,
+                _class_members(root / f"{name}.tar", name, read_contents(archive, extent), passed),
+            )
             for name, extent in tars.items()
         }
-        return _listing(root, (archive,), members)
+        return _listing(root, (archive,), members, passed)
     _refuse_shards(root, contents)
     raise ImagesError(f"{root} holds no class folders; expected members <class>/<image>.jpg")
 
@@ -68,22 +72,26 @@ def list_class_tars(root: Path, paths: list[Path]) -> Listing:
         ImagesError: a tar contains folders; also as in `read_contents`.
     """
     archives = tuple(Archive.of(path) for path in paths)
+    passed: Counter[str] = Counter()
     members = {
         archive.path.stem: _at(
-            number, _class_members(archive.path, archive.path.stem, read_contents(archive))
+            number, _class_members(archive.path, archive.path.stem, read_contents(archive), passed)
         )
         for number, archive in enumerate(archives)
     }
-    return _listing(root, archives, members)
+    return _listing(root, archives, members, passed)
 
 
 def _listing(
-    root: Path, archives: tuple[Archive, ...], members: Mapping[str, Mapping[str, ArchivedFile]]
+    root: Path,
+    archives: tuple[Archive, ...],
+    members: Mapping[str, Mapping[str, ArchivedFile]],
+    passed: Counter[str],
 ) -> Listing:
     members = {name: members[name] for name in sorted(members, key=os.fsencode)}
     places = [place for of_class in members.values() for place in of_class.values()]
     keys = {name: list(of_class) for name, of_class in members.items()}
-    return listing_of_classes(root, keys, archived(archives, places))
+    return listing_of_classes(root, keys, archived(archives, places), passed)
 
 
 def _at(number: int, files: Mapping[str, Extent]) -> dict[str, ArchivedFile]:
@@ -108,7 +116,7 @@ def _below(contents: Contents, inner: str, root: Path) -> Contents:
     return Contents(files, folders)
 
 
-def _classes(contents: Contents) -> dict[str, dict[str, Extent]]:
+def _classes(contents: Contents, passed: Counter[str]) -> dict[str, dict[str, Extent]]:
     """Class folder -> its images by name; empty if there are no folders."""
     found: dict[str, dict[str, Extent]] = {}
     # A class folder that has a header but no images must be known, to be refused.
@@ -118,23 +126,34 @@ def _classes(contents: Contents) -> dict[str, dict[str, Extent]]:
     for name, extent in contents.files.items():
         top, slash, rest = name.partition("/")
         if slash:
-            of_class = found.setdefault(top, {})
-            if is_image(rest.rpartition("/")[2]):
-                of_class[name] = extent
+            found.setdefault(top, {}).update(_images({rest: extent}, passed, f"{top}/"))
+        elif is_image(name):
+            passed["outside class folders"] += 1
     return {name: files for name, files in found.items() if not name.startswith(".")}
 
 
-def _class_members(path: Path, name: str, contents: Contents) -> dict[str, Extent]:
+def _images(files: Mapping[str, Extent], passed: Counter[str], prefix: str) -> dict[str, Extent]:
+    """The images in no hidden folder, with the prefix before their names; the rest is counted."""
+    found = {}
+    for name, extent in files.items():
+        if any(part.startswith(".") for part in name.split("/")[:-1]):
+            passed["hidden"] += 1
+        elif is_image(name.rpartition("/")[2]):
+            found[prefix + name] = extent
+        else:
+            passed.update(kinds_passed_over(name.rpartition("/")[2]))
+    return found
+
+
+def _class_members(
+    path: Path, name: str, contents: Contents, passed: Counter[str]
+) -> dict[str, Extent]:
     """The images of one class's tar, by key.
 
     If all of them lie in a folder named after the class, as in some tars, that folder is left out.
     """
     _refuse_shards(path, contents)
-    images = {
-        member: extent
-        for member, extent in contents.files.items()
-        if is_image(member.rpartition("/")[2])
-    }
+    images = _images(contents.files, passed, "")
     if images and all(member.startswith(f"{name}/") for member in images):
         images = {member.removeprefix(f"{name}/"): extent for member, extent in images.items()}
     if images and all("/" in member for member in images):
@@ -144,20 +163,6 @@ def _class_members(path: Path, name: str, contents: Contents) -> dict[str, Exten
             "class's images in it: unpack the tars into class folders, or pack these into one tar"
         )
     return {f"{name}/{member}": extent for member, extent in images.items()}
-
-
-def _refuse_wrapped(root: Path, found: Mapping[str, Mapping[str, Extent]]) -> None:
-    """Refuse a tar whose class folders lie in a folder that would be taken for a class."""
-    below = {name.split("/")[1] for files in found.values() for name in files}
-    flat = any(name.count("/") == 1 for files in found.values() for name in files)
-    # Class folders may have folders in them. But a single folder, or folders that are all named
-    # like splits, are no classes if there are several folders and no images directly in them.
-    if not flat and len(below) > 1 and (len(found) == 1 or _SPLITS.issuperset(found)):
-        one = min(found, key=os.fsencode)
-        raise ImagesError(
-            f"{root} holds {several(sorted(found), 'folder')} with nothing but folders in it: if "
-            f"those are the classes, pass one, such as {printable(str(root / one))}"
-        )
 
 
 def _refuse_shards(path: Path, contents: Contents) -> None:

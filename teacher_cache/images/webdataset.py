@@ -125,7 +125,7 @@ def _tars_in(folder: Path) -> list[Path]:
 
 def _stated_shards(info: Path, split: str | None, name: str) -> Shards:
     try:
-        splits: dict[str, dict[str, Any]] = json.loads(info.read_text())["splits"]
+        splits: dict[str, dict[str, Any]] = json.loads(info.read_bytes())["splits"]
         stated = splits[choose_split(list(splits), split, f"wds/{name}")]
         paths = [info.parent / file for file in stated["filenames"]]
         samples = int(stated["num_samples"])
@@ -141,7 +141,7 @@ def _existing(paths: Sequence[Path], name: str) -> tuple[Path, ...]:
     if not paths:
         raise ImagesError(f"wds/{name} holds no shards; expected .tar files")
     if absent := [str(path) for path in paths if not path.is_file()]:
-        raise ImagesError(f"wds/{name}: there is no {several(absent, 'shard')}: restore them")
+        raise ImagesError(f"wds/{name}: {several(absent, 'shard')} not there: restore what is gone")
     return tuple(paths)
 
 
@@ -185,9 +185,11 @@ def _samples(archive: Archive) -> list[_Sample]:
 def _sample(archive: Archive, name: str, members: dict[str, Extent]) -> _Sample:
     images = [member for member in members if f".{_extension(member)}" in EXTENSIONS]
     if len(images) != 1:
+        dots = any("." in _extension(member) for member in members)
+        hint = "; a sample's name ends at its first dot: rename names with dots" if dots else ""
         raise ImagesError(
-            f"{archive.path}: sample {printable(name.lstrip('/'))} has {len(images)} images "
-            f"({', '.join(map(printable, members))}); expected one, and a .cls or .json"
+            f"{archive.path}: sample {printable(name.lstrip('/'))} has {len(images)} images among "
+            f"its {several(list(members), 'member')}; expected one, and a .cls or .json{hint}"
         )
     return _Sample(name, members, images[0])
 
@@ -211,7 +213,7 @@ def _label(archive: Archive, sample: _Sample, label_key: str | None) -> int:
     except OSError as error:
         raise ImageUnavailable.of(archive.path, error) from None
     try:
-        return int(data if wanted == "cls" else json.loads(data)[field])
+        return int(data.decode("utf-8-sig") if wanted == "cls" else json.loads(data)[field])
     except (ValueError, KeyError, TypeError) as error:
         raise ImagesError(
             f"{archive.path}: the .{wanted} of {name} holds no label ({error!r}): expected a whole "

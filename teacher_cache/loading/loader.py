@@ -38,6 +38,8 @@ class LoaderSettings:
     the next. Where the memory has no room for them the reader gets copies."""
     pinned: bool = False
     """Page-lock the memory, so that copies to a CUDA device need not wait."""
+    lower: str = "the number of images at once"
+    """What a user lowers where two requests do not fit into the memory."""
     start_method: str | None = None
     """fork, forkserver or spawn; None means the default of this Python."""
 
@@ -70,8 +72,7 @@ def rendered(
         raise UserError(
             f"two batches of {largest[0]} views x {largest[1]} images are {2 * slot / 1e6:.0f} "
             f"MB, loader.memory_mb allows {settings.memory_mb}: set it to "
-            f"{-(-2 * slot // 1_000_000)} or more, or ask for fewer images "
-            "(optimizer.micro_batch, teacher.batch_size) or views (storage.views_per_tile) at once"
+            f"{-(-2 * slot // 1_000_000)} or more, or lower {settings.lower}"
         )
     ahead = max(settings.ahead or max(2 * settings.workers, 4), 2)
     slots = Slots(min(allowed // slot, ahead + settings.held), slot)

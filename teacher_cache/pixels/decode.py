@@ -1,8 +1,9 @@
 """Encoded bytes -> RGB pixels as the file stores them, which is how ImageNet pipelines read them.
 
-EXIF orientation is not applied, colour profiles are ignored, and alpha is dropped. Whatever is
-wrong with the bytes raises one exception, `UnreadableImage`, and no warning escapes. Pillow's
-readers are called directly for that reason: `Image.open` warns of big images, and
+EXIF orientation is not applied, colour profiles are ignored, and alpha is dropped. A TIFF's own
+orientation tag is applied: Pillow applies it, so timm and torchvision see it. Whatever is wrong
+with the bytes raises one exception, `UnreadableImage`, and no warning escapes. Pillow's readers
+are called directly for that reason: `Image.open` warns of big images, and
 `warnings.catch_warnings` is not safe with threads.
 """
 
@@ -171,6 +172,8 @@ def _load(data: bytes) -> ImageFile.ImageFile:
         )
     if reader is _JPEG:
         return _loaded(reader, _without_metadata(data))
+    if reader is _PNG:
+        data = _without_text(data)
     if reader in _SILENT or (reader is _PNG and b"acTL" not in data[:4096]):
         return _loaded(reader, data)
     # Broken tags of a TIFF, GIF or animated PNG raise warnings. These formats are rare in data
@@ -195,12 +198,13 @@ def _without_metadata(data: bytes) -> bytes:
     """A JPEG without comments and without EXIF, XMP, ICC, MPF and Photoshop segments (APP1-APP13).
 
     None of these changes a pixel; Pillow reads them slowly and warns of broken ones. JFIF (APP0)
-    and Adobe (APP14, which says whether CMYK is inverted) stay. From the first unexpected byte of
-    the header on everything stays as it is, for the decoder to judge.
+    and Adobe (APP14, which says whether CMYK is inverted) stay. Bytes between segments, which are
+    left of a segment that is longer than it says, go, since decoders pass over them. From anything
+    else that is unexpected in the header on everything stays as it is, for the decoder to judge.
     """
     kept = [data[:2]]
     at = 2
-    while data[at : at + 1] == b"\xff" and len(data) > at + 4:
+    while (at := data.find(b"\xff", at)) >= 0 and len(data) > at + 4:
         if data[at + 1] == 0xFF:
             at += 1  # a fill byte
             continue
@@ -211,15 +215,30 @@ def _without_metadata(data: bytes) -> bytes:
         if not (0xE1 <= marker <= 0xED or marker == 0xFE):
             kept.append(data[at:end])
         at = end
-    kept.append(data[at:])
+    kept.append(data[at:] if at >= 0 else b"")
     return b"".join(kept)
+
+
+_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile, which Pillow refuses where they are large."""
+    kept, at, start = [], 8, 0
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in _TEXT and end <= len(data):
+            kept.append(data[start:at])
+            start = end
+        at = end
+    return b"".join([*kept, data[start:]]) if kept else data
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray(_upper_bits(image))
     elif image.mode == "I" and image.format in ("PNG", "PPM"):
         # These readers give 16-bit gray as 32-bit integers; PNG's does so in older Pillow only.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -230,3 +249,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     # A transparent colour is alpha, too, and Pillow would warn of it when it converts a palette.
     image.info.pop("transparency", None)
     return image.convert("RGB")
+
+
+def _upper_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The upper 8 of the 12 or 16 bits of a gray picture; 0 is black, whatever a TIFF begins at."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    (bits,) = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
+    upper: npt.NDArray[np.uint8] = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    return 255 - upper if white_is_zero else upper

@@ -59,7 +59,8 @@ def decode_image(
     """Decode an image to RGB.
 
     The formats are JPEG, PNG, WebP, TIFF, GIF (its first frame), BMP and PPM. Pixels may be 1-bit,
-    gray, palette, RGB or CMYK; alpha is dropped, and of 16 bits a channel the upper 8 are kept.
+    gray, palette, RGB or CMYK; alpha is dropped, and of 12 or 16 bits a channel the upper 8 are
+    kept.
 
     Args:
         data: the encoded file.

@@ -1,11 +1,17 @@
 """The cache recipe: everything that decides a cache, and the digest of it."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from teacher_cache.recipes.document import PositiveInt, Section, Temperature, digest_of
+from teacher_cache.recipes.document import (
+    LocalPath,
+    PositiveInt,
+    Section,
+    Seed,
+    Temperature,
+    digest_of,
+)
 from teacher_cache.recipes.model_arguments import ModelArguments, ModelName
 from teacher_cache.record import Encoding
 from teacher_cache.views.policy import ViewPolicy
@@ -21,12 +27,12 @@ class TeacherMember(Section):
     """Any timm model name, or `torchvision/NAME`."""
     pretrained: bool = True
     """Fetch the library's weights; false: random weights from `seed`, one class per data class."""
-    checkpoint: Path | None = None
+    checkpoint: LocalPath | None = None
     """Local weights instead: safetensors, or a state dict readable with `weights_only=True`, in
     whatever form trainers save it (`teacher_cache/networks/checkpoints.py`)."""
     use_ema: bool = True
     """Of a checkpoint that holds both, take the moving average; false: the weights as trained."""
-    seed: int = 0
+    seed: Seed = 0
     kwargs: ModelArguments = Field(default_factory=dict)
     """Passed through to `timm.create_model`: arguments of the architecture alone."""
 
@@ -66,7 +72,7 @@ class ViewsSection(ViewPolicy):
     """How many views, from which seed, rendered how large; the rest is the views' distribution."""
 
     count: PositiveInt
-    seed: int = 0
+    seed: Seed = 0
     size: PositiveInt = 224
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
@@ -104,14 +110,19 @@ class StorageSection(Section):
         return self
 
 
-class ImagesSection(Section):
-    """How the data folder is read."""
+class UnreadableImages(Section):
+    """What becomes of images whose bytes are there, but do not decode."""
 
     skip_unreadable: bool = False
-    """Leave unreadable images out (their rows are marked absent) instead of stopping."""
+    """Leave unreadable images out instead of stopping; a cache marks their rows absent."""
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The largest share of images that may be left out; one image may be in any case."""
-    class_map: Path | None = None
+
+
+class ImagesSection(UnreadableImages):
+    """How the data folder is read."""
+
+    class_map: LocalPath | None = None
     """JSON object from class folder to the teacher's class id, where the two differ."""
     class_order: Literal["bytes", "timm"] | None = None
     """How class folders are numbered: by their names' bytes (torchvision's order, and the default),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -13,9 +13,23 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from teacher_cache.errors import UserError, shortened
+from teacher_cache.errors import LocationError, UserError, shortened
+from teacher_cache.local_path import local_path
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What TOML can hold and torch takes."""
+
+
+def _in_this_file_system(path: Path) -> Path:
+    try:
+        return local_path(path)
+    except LocationError as error:
+        raise ValueError(str(error)) from None
+
+
+LocalPath = Annotated[Path, AfterValidator(_in_this_file_system)]
+"""A file or folder of this machine, its `~` expanded."""
 
 
 def _within_float32(temperature: float) -> float:
@@ -58,7 +72,8 @@ def load_recipe(
     Args:
         path: a file, or the name of a recipe that ships with `package` (with or without `.toml`).
         kind: `CacheRecipe` or `StudentRecipe`.
-        overrides: what the user passed with `--set`; values are TOML, or else plain strings.
+        overrides: what the user passed with `--set`; values are TOML, or else plain strings;
+            `none` takes a key away, or says None where that is a value of the key.
         package: where shipped recipes lie, such as `teacher_cache`.
 
     Raises:
@@ -66,13 +81,15 @@ def load_recipe(
     """
     document = read_toml(path, package)
     for change in overrides:
-        override(document, change)
+        override(document, change, kind)
     return parse_recipe(document, kind, source=str(path))
 
 
 def parse_recipe(document: Mapping[str, Any], kind: type[Recipe], *, source: str) -> Recipe:
     """Validate a recipe that was read already; `source` names it in errors."""
     _require_kind(document, kind, source)
+    if lines := [*_truth_values(document, kind, ())][:_MOST_PROBLEMS]:
+        raise RecipeError(f"{source}: " + "; ".join(lines))
     try:
         return kind.model_validate(document)
     except ValidationError as error:
@@ -81,6 +98,33 @@ def parse_recipe(document: Mapping[str, Any], kind: type[Recipe], *, source: str
         if len(problems) > _MOST_PROBLEMS:
             lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
         raise RecipeError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _truth_values(
+    table: Mapping[str, Any], kind: type[BaseModel], place: tuple[str, ...]
+) -> Iterator[str]:
+    """Every true and false where a number is meant: to Python they are 1 and 0."""
+    for key, value in table.items():
+        if key not in kind.model_fields:
+            continue
+        kinds = _kinds_of(kind.model_fields[key].annotation)
+        items = value if isinstance(value, list | tuple) else [value]
+        tables = [item for item in kinds if isinstance(item, type) and issubclass(item, BaseModel)]
+        for item in items:
+            if isinstance(item, Mapping) and tables:
+                yield from _truth_values(item, tables[0], (*place, key))
+            elif isinstance(item, bool) and bool not in kinds and {int, float} & kinds:
+                yield f"{'.'.join((*place, key))}: got {str(item).lower()}, expected a number"
+
+
+def _kinds_of(annotation: Any) -> set[Any]:
+    """A type, or those that a union, a tuple or an Annotated is made of."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds_of, parts)) if parts else {_hashable(annotation)}
+
+
+def _hashable(annotation: Any) -> Any:
+    return annotation if isinstance(annotation, type) else None
 
 
 _MOST_PROBLEMS = 8
@@ -117,6 +161,7 @@ def read_toml(path: Path, package: str) -> dict[str, Any]:
         RecipeError: no such file, or not TOML.
     """
     shipped = _shipped(package)
+    path = local_path(path)
     found = path if path.is_file() else shipped.get(path.name.removesuffix(".toml"))
     if found is None:
         raise RecipeError(
@@ -124,8 +169,8 @@ def read_toml(path: Path, package: str) -> dict[str, Any]:
             + ", ".join(shipped)
         )
     try:
-        return tomllib.loads(found.read_bytes().decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(found.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:  # of the text, its encoding, or a number of thousands of digits
         raise RecipeError(f"{path}: not TOML: {error}") from None
 
 
@@ -145,8 +190,10 @@ def _head_comment(text: str) -> str:
     return " ".join(line.lstrip("# ") for line in comment)
 
 
-def override(document: dict[str, Any], change: str) -> None:
+def override(document: dict[str, Any], change: str, kind: type[BaseModel]) -> None:
     """Apply one `section.key=value` to a document; the value is TOML, or else a plain string.
+
+    `none` is None where the key of this kind of recipe may be that, and else takes the key away.
 
     Raises:
         RecipeError: it has another form.
@@ -160,16 +207,34 @@ def override(document: dict[str, Any], change: str) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {change}: {section} is a value, expected a section")
-    table[key] = _toml_value(text.strip())
+    value = _toml_value(text.strip())
+    if value is None and not _may_be_none(kind, [*sections, key]):
+        table.pop(key, None)
+    else:
+        table[key] = value
+
+
+def _may_be_none(kind: type[BaseModel], keys: list[str]) -> bool:
+    for key in keys[:-1]:
+        found = kind.model_fields[key].annotation if key in kind.model_fields else None
+        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+            return False
+        kind = found
+    if keys[-1] not in kind.model_fields:
+        return True  # told as an unknown key
+    return type(None) in _kinds_of(kind.model_fields[keys[-1]].annotation)
 
 
 def _toml_value(text: str) -> object:
+    if text == "none":
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        if text in {"True", "False", "None", "none", "null"}:
+        if text in {"True", "False", "None", "null"}:
             raise RecipeError(
-                f"--set got the value {text}, expected TOML: true, false, or no such key at all"
+                f"--set got the value {text}, expected TOML: true, false, or none to take the key "
+                "away"
             ) from None
         return text  # a bare word: --set teacher.model=resnet10t
 

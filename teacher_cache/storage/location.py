@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from teacher_cache.errors import LocationError
+from teacher_cache.local_path import local_path
 from teacher_cache.storage.disk import Disk
 from teacher_cache.storage.place import Place
 
@@ -16,13 +17,13 @@ def locate(text: str) -> Place:
     """The place that a path or URL names.
 
     Raises:
-        LocationError: the URL is of an unknown kind, or holds credentials; the message does not
-            repeat them.
+        LocationError: no path, or the URL is of an unknown kind or holds credentials; the message
+            does not repeat them.
         StoreError: obstore is not installed.
     """
     scheme, separator, _ = text.partition("://")
     if not separator:
-        return Disk(Path(text))
+        return Disk(local_path(text))
     _require_no_secret(scheme, text)
     if scheme == "file":
         return Disk(Path(unquote(urlsplit(text).path)))

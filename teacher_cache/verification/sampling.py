@@ -131,7 +131,9 @@ def answers_of(
     """
     batch = recipe.teacher.batch_size
     requests = [Request(rows[at : at + batch], views) for at in range(0, len(rows), batch)]
-    settings = LoaderSettings(workers=recipe.loader.workers, memory_mb=recipe.loader.memory_mb)
+    settings = LoaderSettings(
+        recipe.loader.workers, recipe.loader.memory_mb, lower="teacher.batch_size"
+    )
     renderer = ViewRenderer.of(index, recipe.views)
     with rendered(renderer, requests, settings, largest=(len(views), batch)) as stream:
         for images in stream:

@@ -274,6 +274,87 @@ def test_numbers_that_a_digest_cannot_tell_apart_are_refused_everywhere(value):
         (StudentRecipe, f"optimizer.lr={value}"),
     ):
         document = cache_document() if kind is CacheRecipe else student_document()
-        override(document, change)
+        override(document, change, kind)
         with pytest.raises(RecipeError, match="finite"):
             parse_recipe(document, kind, source="test")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (StudentRecipe, "schedule.epochs=true"),
+        (StudentRecipe, "distill.alpha=true"),
+        (StudentRecipe, "run.threads=true"),
+        (StudentRecipe, "views.num_ops=true"),
+        (StudentRecipe, "reparam.branches=true"),
+        (CacheRecipe, "views.count=true"),
+        (CacheRecipe, "topk.temperatures=[true]"),
+        (CacheRecipe, "views.magnitude=false"),
+    ],
+)
+def test_true_and_false_are_no_numbers(tmp_path, kind, change):
+    document = cache_document() if kind is CacheRecipe else student_document()
+    value = "false" if "false" in change else "true"
+    with pytest.raises(RecipeError, match=f"{change.split('=')[0]}: got {value}, expected a num"):
+        load(tmp_path, document, change, kind=kind)
+    load(tmp_path, student_document(), "views.reuse=true", kind=StudentRecipe)
+    with pytest.raises(RecipeError, match=r"teacher.ensemble.seed: got true, expected a number"):
+        load(tmp_path, to_toml(cache_document()) + '[[teacher.ensemble]]\nmodel="a"\nseed=true\n')
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        (StudentRecipe, "run.seed"),
+        (StudentRecipe, "views.seed"),
+        (CacheRecipe, "views.seed"),
+        (CacheRecipe, "teacher.seed"),
+    ],
+)
+def test_a_seed_is_what_toml_can_hold_and_torch_takes(tmp_path, kind, key):
+    document = cache_document() if kind is CacheRecipe else student_document()
+    load(tmp_path, document, f"{key}={2**63 - 1}", kind=kind)
+    for seed in (-1, 2**63, 10**30):
+        with pytest.raises(RecipeError, match=rf"{key}: .*got {seed}"):
+            load(tmp_path, document, f"{key}={seed}", kind=kind)
+    with pytest.raises(RecipeError, match="not TOML: Exceeds the limit"):
+        load(tmp_path, f"[views]\nseed = {'9' * 5000}\n")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    (tmp_path / "recipe.toml").write_text(to_toml(cache_document()), encoding="utf-8-sig")
+    assert (
+        load_recipe(tmp_path / "recipe.toml", CacheRecipe, package="teacher_cache")
+        == cache_recipe()
+    )
+
+
+def test_none_takes_a_key_away_or_is_its_value(tmp_path):
+    document = student_document(student__size=64, run__threads=1, views__size=32, ema__decay=0.5)
+    document["student"]["kwargs"] = "{ drop_rate = 0.1 }"
+    text = to_toml(document).replace('"{', "{").replace('}"', "}") + "[reparam]\nbranches = 2\n"
+    changes = [
+        f"{key}=none"
+        for key in ("student.size", "run.threads", "views.size", "ema.decay", "reparam.branches",
+                    "student.kwargs.drop_rate")
+    ]  # fmt: skip
+    recipe = load(tmp_path, text, *changes, kind=StudentRecipe)
+    assert recipe.student.size is recipe.run.threads is recipe.ema.decay is None
+    assert recipe.reparam.branches is None
+    assert recipe.student.kwargs == {}
+    assert "size" not in recipe.views.model_fields_set
+    with pytest.raises(RecipeError, match="schedule.epoch: unknown key; did you mean 'epochs'"):
+        load(tmp_path, text, "schedule.epoch=none", kind=StudentRecipe)
+    with pytest.raises(RecipeError, match="or none to take the key away"):
+        load(tmp_path, text, "student.size=None", kind=StudentRecipe)
+
+
+def test_a_home_folder_is_found_and_a_url_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load(tmp_path, cache_document(), "images.class_map=~/map.json")
+    assert recipe.images.class_map == tmp_path / "map.json"
+    (tmp_path / "mine.toml").write_text(to_toml(cache_document()))
+    assert load_recipe(Path("~/mine.toml"), CacheRecipe, package="teacher_cache") == cache_recipe()
+    for place in ("s3://bucket/weights.pt", "s3:/bucket/weights.pt", "~no-such-user/w.pt"):
+        with pytest.raises(RecipeError, match=r"teacher\.checkpoint: got .*expected a path"):
+            load(tmp_path, cache_document(), f"teacher.checkpoint={place}")

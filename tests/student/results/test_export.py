@@ -151,6 +151,8 @@ def test_metadata_and_card_say_what_the_file_is(run, filled, tmp_path):
         f"torch {version('torch')}",
         '"branches": 2',
         "ms in training form",
+        "| images trained on | 90 |",
+        f"| validation images digest | `{run.data_digest['validation images']}` |",
     ):
         assert words in card
     assert "224" not in card.partition("## Recipe")[2], "the cache's views were shown, at 32 px"

@@ -34,6 +34,7 @@ from teacher_cache.errors import (
     ImagesChanged,
     MissingRecords,
     ReplayRefused,
+    UserError,
 )
 from teacher_cache.images.index import ImagesError, index_images, rebase
 from teacher_cache.networks.checkpoints import WeightsError
@@ -300,7 +301,7 @@ def test_an_image_that_became_unreadable_is_named_and_the_state_kept(filled, own
     for path in (own_scans / "train").rglob("*.png"):
         path.write_bytes(b"")
     steps, _ = job(tmp_path / "run", own_scans, filled.place.root)
-    with pytest.raises(ImagesError, match=r"\.png: .*the same command continues"):
+    with pytest.raises(ImagesChanged, match=r"\.png: its bytes are not those .*restore the images"):
         list(steps)
     assert run.last.read_bytes() == saved
 
@@ -403,12 +404,9 @@ def test_two_processes_never_train_one_run(scans, filled, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
-def test_another_validation_set_or_crop_is_another_run(unbroken, filled, scans, own_scans):
+def test_another_crop_is_another_run(unbroken, filled, scans):
     with pytest.raises(RunError, match="evaluation.crop_ratio: 1.0 there, 0.5 asked for"):
         job(unbroken.folder, scans, filled.place.root, evaluation__crop_ratio=0.5)
-    next((own_scans / "val" / "digit-1").iterdir()).unlink()
-    with pytest.raises(RunError, match="validation images: .* there, .* asked for: .*evaluate"):
-        job(unbroken.folder, own_scans, filled.place.root)
 
 
 def test_an_average_can_be_left_out_and_one_that_is_too_long_is_warned_of(scans, tmp_path, caplog):
@@ -467,11 +465,94 @@ def test_an_evaluation_that_fails_leaves_its_epoch_s_losses_on_record(
     filled, scans, own_scans, tmp_path
 ):
     steps, run = job(tmp_path / "run", own_scans, filled.place.root)
-    for path in (own_scans / "val").rglob("*.png"):
+    for _ in itertools.islice(steps, 3):
+        pass
+    kept = {path: path.read_bytes() for path in (own_scans / "val").rglob("*.png")}
+    for path in kept:
         path.write_bytes(b"")
-    with pytest.raises(ImagesError):
+    with pytest.raises(ImagesError, match="repair it, or set images.skip_unreadable = true"):
         list(steps)
     assert [line["step"] for line in read_metrics(run.metrics)] == [1, 2, 4, 5]
+    assert load_checkpoint(run.last).step == 5  # saved before it was evaluated
+    for path, data in kept.items():
+        path.write_bytes(data)
+    steps, run = job(tmp_path / "run", own_scans, filled.place.root)
+    for _ in itertools.islice(steps, 2):  # the evaluation that was owed comes first
+        pass
+    steps.close()
+    assert [line["step"] for line in read_metrics(run.metrics) if "top1" in line] == [5]
+    assert load_checkpoint(run.best).step == 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_an_evaluation_cannot_do_is_said_before_the_first_step(
+    scans, own_scans, tmp_path, workers
+):
+    (own_scans / "val" / "digit-1" / "030.png").write_bytes(b"no image")
+    changes = {**PLAIN, "loader__workers": workers}
+    with pytest.raises(ImagesError, match=r"digit-1/030.png: .*: repair it, or set images.skip_un"):
+        trained(tmp_path / "damaged", own_scans, **changes)
+    assert not read_metrics(open_run(tmp_path / "damaged").metrics)
+    run = trained(
+        tmp_path / "damaged", own_scans, **changes, images__skip_unreadable=True, schedule__epochs=3
+    )
+    shares = {line["top1"] * 29 / 100 for line in read_metrics(run.metrics) if "top1" in line}
+    assert all(share == pytest.approx(round(share), abs=1e-4) for share in shares)  # of 29 images
+    with pytest.raises(
+        UserError, match=r"loader.memory_mb allows 1: .*or lower evaluation.batch_s"
+    ):
+        trained(
+            tmp_path / "large", scans, **{**PLAIN, "loader__workers": 1, "loader__memory_mb": 1},
+            student__size=128, optimizer__batch_size=2, evaluation__batch_size=30,
+            schedule__epochs=1,
+        )  # fmt: skip
+    assert not read_metrics(open_run(tmp_path / "large").metrics)
+
+
+def test_a_damaged_image_of_plain_training_is_left_out_and_the_run_goes_on(
+    own_scans, tmp_path, caplog
+):
+    name = own_scans / "train" / "digit-1" / "003.png"
+    name.write_bytes(b"no image")
+    with pytest.raises(
+        ImagesError, match=r"repair it, or set images.skip_unreadable = true .*kept"
+    ):
+        trained(tmp_path / "run", own_scans, **PLAIN)
+    run = trained(tmp_path / "run", own_scans, **PLAIN, images__skip_unreadable=True)
+    assert run.summary.exists()
+    (told,) = [line for line in caplog.messages if "left out" in line]
+    assert "digit-1/003.png" in told
+    for number in range(10, 14):
+        (name.parent / f"{number:03}.png").write_bytes(b"no image")
+    with pytest.raises(ImagesError, match=r"2 of 90 images are unreadable, at most 1 .*max_unread"):
+        trained(tmp_path / "many", own_scans, **PLAIN, images__skip_unreadable=True)
+
+
+def test_a_run_in_which_all_images_can_be_read_does_not_depend_on_the_rule(scans, tmp_path):
+    plain = trained(tmp_path / "plain", scans, **PLAIN, schedule__epochs=1)
+    rule = {"images__skip_unreadable": True, "images__max_unreadable": 0.5}
+    other = trained(tmp_path / "rule", scans, **PLAIN, **rule, schedule__epochs=1)
+    assert weights(plain) == weights(other)
+    assert plain.recipe.identity() == other.recipe.identity()
+
+
+def test_another_validation_set_is_told_and_logged_at_its_step(own_scans, tmp_path, caplog):
+    running, run = job(tmp_path / "run", own_scans, **PLAIN, schedule__epochs=2)
+    for _ in itertools.islice(running, 5 + 1):
+        pass
+    running.close()
+    assert load_checkpoint(run.last).best_top1 >= 0
+    (own_scans / "val" / "digit-1" / "030.png").unlink()
+    run = trained(tmp_path / "run", own_scans, **PLAIN, schedule__epochs=2)
+    (told,) = [line for line in caplog.messages if "other validation images" in line]
+    assert "up to step 5: " in told
+    lines = read_metrics(run.metrics)
+    (at,) = [n for n, line in enumerate(lines) if "validation_images_changed" in line]
+    assert lines[at]["step"] == 5
+    after = [line["ema_top1"] for line in lines[at:] if "ema_top1" in line]
+    assert json.loads(run.summary.read_text())["best_ema_top1"] == max(after)
+    trained(tmp_path / "run", own_scans, **PLAIN, schedule__epochs=2)  # told once
+    assert sum("other validation images" in line for line in caplog.messages) == 1
 
 
 def test_settings_that_came_later_are_not_in_the_digest_of_a_recipe_that_leaves_them_out():

@@ -159,7 +159,7 @@ def test_mistakes_are_one_line_and_exit_1(cli, recipes, scans, filled, tmp_path)
     for data, words in (
         ("zipped.tar.gz", "unpack it with gunzip"),
         ("hfds/nobody/nothing", "hfds/nobody/nothing cannot be opened"),
-        ("wds/nowhere", "there is no 1 shard (nowhere)"),
+        ("wds/nowhere", "wds/nowhere: 1 shard (nowhere) not there"),
         ("tfds/mnist", "tfds/mnist: no such folder"),
         (
             pack(short, tmp_path / "short.tar"),
