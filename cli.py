@@ -100,6 +100,14 @@ NewCacheOption = Annotated[
         help="The cache: a folder, or s3://BUCKET/PREFIX; the same command continues it.",
     ),
 ]
+NewRunOption = Annotated[
+    Path,
+    typer.Option(metavar="RUN", parser=local_path, help="The run; the same command continues it."),
+]
+FilledCacheOption = Annotated[
+    str | None,
+    typer.Option("--cache", metavar="CACHE", help="From cache-teacher, a folder or a URL; none: no teacher."),
+]
 RankOption = Annotated[
     int, typer.Option(min=0, envvar="RANK", help="This writer's number; torchrun sets it.")
 ]
@@ -213,16 +221,8 @@ def train_student(
     recipe: RecipeArgument,
     data: DataOption,
     val: ValOption,
-    out: Annotated[
-        Path,
-        typer.Option(
-            metavar="RUN", parser=local_path, help="The run; the same command continues it."
-        ),
-    ],
-    cache: Annotated[
-        str | None,
-        typer.Option(help="From cache-teacher, a folder or a URL; none: no teacher."),
-    ] = None,
+    out: NewRunOption,
+    cache: FilledCacheOption = None,
     overrides: OverridesOption = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Wait for views that are still being filled.")
@@ -345,7 +345,7 @@ def evaluate(
     """Measure top-1 and top-5 of a run's weights, as trained and folded."""
     from student.results.evaluate import evaluate_run
     from student.runs.run import open_run
-    from student.runs.weights import Weights
+    from student.runs.run_weights import Weights
     from teacher_cache.images.index import index_images
     from teacher_cache.recipes.cache_recipe import UnreadableImages
 
@@ -372,7 +372,7 @@ def export(
     """Fold a run's weights into plain convolutions; write them, and a model card beside them."""
     from student.results.export import export as export_run
     from student.runs.run import open_run
-    from student.runs.weights import Weights
+    from student.runs.run_weights import Weights
 
     done = export_run(open_run(run), out, weights=Weights(weights))
     print(printable_lines(done.words))

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from benchmarks.machine import describe
 from student.results.export import export
 from student.runs.run import open_run
-from student.runs.weights import load_network
+from student.runs.run_weights import load_network
 from student.training.evaluation import evaluation_of
 from teacher_cache.images.index import index_images
 from teacher_cache.loading.loader import rendered

@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe
 from student.data.batches import MicroBatch, batches
-from student.data.plan import plan_run
 from student.data.prefetch import on_device
+from student.data.run_plan import plan_run
 from student.data.training_data import plain_data
 from student.losses.target import SparseTarget
 from student.models.size import multiply_adds

@@ -105,7 +105,7 @@ class Ranks:
         if self.control is None:
             return stop, save
         wanted = torch.tensor([stop, save], dtype=torch.uint8)
-        with self.understood():
+        with self.errors_in_words():
             dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self.control.line)
         return bool(wanted[0]), bool(wanted[1])
 
@@ -114,7 +114,7 @@ class Ranks:
         if self.control is None:
             return [value]
         values: list[T | None] = [None] * self.count
-        with self.understood():
+        with self.errors_in_words():
             dist.all_gather_object(values, value, group=self.control.line)
         return values  # type: ignore[return-value]
 
@@ -123,7 +123,7 @@ class Ranks:
         if self.control is None or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with self.understood():
+        with self.errors_in_words():
             dist.all_reduce(flat)
         flat /= self.count
         means = flat.split([tensor.numel() for tensor in tensors])
@@ -133,7 +133,7 @@ class Ranks:
         )
 
     @contextmanager
-    def understood(self) -> Iterator[None]:
+    def errors_in_words(self) -> Iterator[None]:
         """Turn what the transport says of a lost rank into words.
 
         Raises:

@@ -8,6 +8,7 @@ The folders stand on floors; each imports only from the floors below it, and fro
     loading        pixels in bulk, by worker processes
     teacher        networks, their weights, and their answers as top-k records
     format         what the bytes of a cache say
+    networks       checkpoints of every kind, and re-parameterization, for teacher and student
     images         data sets of images, whatever they are packed in
     pixels         from encoded bytes and a view to pixels
     recipes        what a user writes in TOML
@@ -17,6 +18,7 @@ The folders stand on floors; each imports only from the floors below it, and fro
     record         the teacher's answer for some rows, and the numbers that the format fixes
     errors         what a user can act on
     bounded_json   JSON from strangers
+    local_path     from what a user types to a path of this machine
     durable        files that survive a power cut
     machine        the processor's name
     parallel_map   a function over many items, some of it ahead

@@ -11,7 +11,7 @@ from service.console.job_source import JobSourceError, Json
 from service.jobs import IllegalTransitionError, Periods, Status
 from service.records.connections.database import default_url
 from service.records.job_store import JobLivesError, open_store
-from service.web.answers import (
+from service.web.answer_models import (
     LogAnswer,
     events_answer,
     job_answer,

@@ -12,7 +12,7 @@ from fastapi.middleware.gzip import GZipMiddleware
 from service.jobs import Periods
 from service.records.connections.database import default_url
 from service.records.job_store import JobStore, open_store
-from service.web.answers import HealthAnswer
+from service.web.answer_models import HealthAnswer
 from service.web.connections import BoundedProtocol
 from service.web.guard import Guard
 from service.web.pages import add_pages

@@ -12,7 +12,7 @@ from pydantic import BaseModel, StringConstraints
 from service.jobs import IllegalTransitionError, Periods, State, Status
 from service.records.connections.engines import DatabaseBusyError
 from service.records.job_store import JobLivesError, JobStore
-from service.web.answers import (
+from service.web.answer_models import (
     EventsAnswer,
     JobAnswer,
     JobRow,

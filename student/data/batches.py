@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from student.data.plan import Plan
+from student.data.run_plan import Plan
 from student.data.slabs import POLL_S, Waiting, prefetched_slabs
 from student.data.training_data import TrainingData
 from student.data.unreadable import Unreadable

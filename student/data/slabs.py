@@ -11,7 +11,7 @@ from threading import Event
 
 import numpy as np
 
-from student.data.plan import Plan
+from student.data.run_plan import Plan
 from student.data.training_data import TrainingData
 from teacher_cache.cache.blocks import committed_blocks, missing_blocks
 from teacher_cache.cache.cache import Cache, open_cache

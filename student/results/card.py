@@ -12,7 +12,7 @@ from student.models.build import plain_source
 from student.runs.checkpoint import Checkpoint
 from student.runs.metrics import read_metrics
 from student.runs.run import Run
-from student.runs.weights import Weights, kept, standing
+from student.runs.run_weights import Weights, kept, standing
 
 # What computed the weights and the figures; the last three where they are installed.
 _LIBRARIES = ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")

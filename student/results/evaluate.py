@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from student.runs.run import Run
-from student.runs.weights import Weights, kept, network_of, saved_state, standing
+from student.runs.run_weights import Weights, kept, network_of, saved_state, standing
 from student.training.evaluation import evaluate, evaluation_of
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.networks.reparam import fold

@@ -18,7 +18,7 @@ from student.models.size import parameter_count
 from student.results.card import model_card
 from student.results.onnx_file import onnx_bytes, onnx_difference, require_onnx
 from student.runs.run import Run
-from student.runs.weights import Weights, network_of, saved_state, standing
+from student.runs.run_weights import Weights, network_of, saved_state, standing
 from teacher_cache.durable import write_all
 from teacher_cache.errors import UserError
 from teacher_cache.networks.reparam import fold

@@ -3,12 +3,12 @@
 import json
 from importlib.metadata import version
 
-from student.data.plan import Plan
+from student.data.run_plan import Plan
 from student.data.training_data import TrainingData
 from student.models.size import parameter_count
 from student.runs.metrics import last_evaluation
 from student.runs.run import Run
-from student.runs.weights import load_network
+from student.runs.run_weights import load_network
 from student.training.state import RunState
 from student.training.trainee import Trainee
 from teacher_cache.durable import write_atomic
@@ -27,7 +27,7 @@ def write_summary(
     summary = {
         "model": run.recipe.student.model,
         **last_evaluation(run.metrics, state.step),
-        f"best_{trainee.judged_by}": state.best_top1,
+        f"best_{trainee.selection_metric}": state.best_top1,
         "epochs": plan.epochs,
         "images": state.step * plan.batch_size,
         "seconds": round(state.seconds, 1),

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 
 from student.data.batches import Batches, batches
-from student.data.plan import Plan, plan_run
 from student.data.prefetch import on_device
+from student.data.run_plan import Plan, plan_run
 from student.data.training_data import TrainingData
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
@@ -140,7 +140,7 @@ def _prepared(
     if ranks.is_first:
         forget_after(run.metrics, state.step)
         accept_validation_set(run, state.step)
-        state.best_top1 = best_evaluation(run.metrics, trainee.judged_by, state.best_top1)
+        state.best_top1 = best_evaluation(run.metrics, trainee.selection_metric, state.best_top1)
     state.best_top1 = ranks.gather(state.best_top1)[0]
     return _Job(
         run=run,
@@ -274,8 +274,8 @@ def _evaluate(job: _Job) -> dict[str, float]:
 
 
 def _keep_if_best(job: _Job, accuracies: Mapping[str, float]) -> None:
-    if accuracies[job.trainee.judged_by] > job.state.best_top1:
-        job.state.best_top1 = accuracies[job.trainee.judged_by]
+    if accuracies[job.trainee.selection_metric] > job.state.best_top1:
+        job.state.best_top1 = accuracies[job.trainee.selection_metric]
         if job.ranks.is_first:
             with job.interrupted("checkpoint"):
                 job.state.save_best(job.run, job.trainee)

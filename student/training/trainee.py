@@ -111,7 +111,7 @@ class Trainee:
             self.forward = torch.compile(self.network)  # evaluation stays with the network itself
         if self.ranks.count == 1:
             return
-        with self.ranks.understood():  # it compares the ranks' parameters
+        with self.ranks.errors_in_words():  # it compares the ranks' parameters
             self.forward = DistributedDataParallel(
                 cast("nn.Module", self.forward),
                 device_ids=[device] if device.type == "cuda" else None,
@@ -129,13 +129,13 @@ class Trainee:
         before = {name: value.clone() for name, value in self.network.state_dict().items()}
         nothing = torch.zeros(rows, size, size, 3, dtype=torch.uint8)
         self.network.train()
-        with self._compiling(), self.ranks.understood():
+        with self._compiling(), self.ranks.errors_in_words():
             self._logits(nothing).float().sum().backward()
         self.network.load_state_dict(before)
         self.optimizer.zero_grad(set_to_none=True)
 
     @property
-    def judged_by(self) -> str:
+    def selection_metric(self) -> str:
         """The metric that decides which checkpoint is best: of the weights that are exported."""
         return "ema_top1" if self.ema else "top1"
 
@@ -164,7 +164,7 @@ class Trainee:
         losses = torch.zeros(3, device=self.normalization.mean.device)
         for number, batch in enumerate(step_batches, start=1):
             last = number == len(step_batches)
-            with self._shared(gradients=last), self._compiling(), self.ranks.understood():
+            with self._shared(gradients=last), self._compiling(), self.ranks.errors_in_words():
                 losses += self._backward(batch, passes=len(step_batches))
         self.optimizer.step()
         self.ranks.average_(self.statistics)

@@ -16,8 +16,8 @@ from repository import REPOSITORY
 from small import CPU, build_teacher, cache_recipe, fill_cache, student_document, to_toml
 
 from student.data.batches import MicroBatch, batches
-from student.data.plan import plan_run
 from student.data.prefetch import on_device
+from student.data.run_plan import plan_run
 from student.data.training_data import replayed_data
 from student.recipe import StudentRecipe
 from student.results.evaluate import evaluate_run

@@ -120,7 +120,12 @@ def test_files_written_on_windows_begin_with_a_byte_order_mark(cli, recipes, sca
     (tmp_path / "map.json").write_text(json.dumps(ids), encoding="utf-8-sig")
     recipes[0].write_text(recipes[0].read_text(), encoding="utf-8-sig")
     done = cli(
-        "plan-cache", recipes[0], "--data", scans / "train", "--json",
-        "--set", "images.class_map=map.json",
+        "plan-cache",
+        recipes[0],
+        "--data",
+        scans / "train",
+        "--json",
+        "--set",
+        "images.class_map=map.json",
     )
     assert json.loads(done.stdout)["images"] == 90

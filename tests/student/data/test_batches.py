@@ -8,7 +8,7 @@ import torch
 from small import student_document
 
 from student.data.batches import batches
-from student.data.plan import plan_run
+from student.data.run_plan import plan_run
 from student.data.slabs import prefetched_slabs
 from student.data.training_data import replayed_data
 from student.ranks import Ranks

@@ -15,7 +15,7 @@ from small import (
     to_toml,
 )
 
-from student.data.plan import plan_run
+from student.data.run_plan import plan_run
 from student.data.slabs import Waiting, prefetched_slabs
 from student.data.training_data import replayed_data
 from student.ranks import Ranks

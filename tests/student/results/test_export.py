@@ -19,7 +19,7 @@ from student.models.build import build_student
 from student.recipe import StudentRecipe
 from student.results.export import ExportError, export
 from student.results.onnx_file import OnnxError, onnx_bytes
-from student.runs.weights import Weights, load_network
+from student.runs.run_weights import Weights, load_network
 from student.training.start import start_or_continue
 from student.training.train import train
 from teacher_cache.durable import write_all

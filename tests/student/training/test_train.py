@@ -20,7 +20,7 @@ from student.results.export import export
 from student.runs.checkpoint import load_checkpoint
 from student.runs.metrics import read_metrics
 from student.runs.run import RunError, open_run
-from student.runs.weights import Weights, load_network, saved_state
+from student.runs.run_weights import Weights, load_network, saved_state
 from student.training.log_interval import SHARES, TrainingError
 from student.training.start import start_or_continue
 from student.training.train import EPOCH_SHARES, train

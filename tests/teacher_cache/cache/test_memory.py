@@ -23,7 +23,7 @@ BESIDES = 8e6
 READER = """
 import json, pathlib, sys
 import numpy as np
-from student.data.plan import Plan
+from student.data.run_plan import Plan
 from student.data.slabs import prefetched_slabs
 from student.data.training_data import TrainingData
 from student.ranks import Ranks
