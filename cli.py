@@ -106,7 +106,9 @@ NewRunOption = Annotated[
 ]
 FilledCacheOption = Annotated[
     str | None,
-    typer.Option("--cache", metavar="CACHE", help="From cache-teacher, a folder or a URL; none: no teacher."),
+    typer.Option(
+        "--cache", metavar="CACHE", help="From cache-teacher, a folder or a URL; none: no teacher."
+    ),
 ]
 RankOption = Annotated[
     int, typer.Option(min=0, envvar="RANK", help="This writer's number; torchrun sets it.")
