@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from service import VERSION
-from service.console.commands import example, jobs_app
+from service.console.commands import CommandList, example, jobs_app
 from teacher_cache.errors import StoppedTogether, UserError, bounded, printable_lines, reason_of
 from teacher_cache.local_path import local_path
 
@@ -35,6 +35,7 @@ BLOCKS_LEFT = 3
 """Exit code of a cache-teacher that ended though blocks are missing that nobody has in work."""
 
 app = typer.Typer(
+    cls=CommandList,
     help="Distil a big image teacher into a compact student, and pay for the teacher once.",
     epilog=example("demo"),
     no_args_is_help=True,

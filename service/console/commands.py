@@ -8,9 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from service.console.job_source import JobSource
+
+
+class CommandList(TyperGroup):
+    """Commands whose `--help` says the whole sentence of each; plain help cuts it short."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command by its name."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.short_help is None and command.help is not None:
+            command.short_help = command.help.partition("\n\n")[0]
+        return command
 
 
 def example(line: str) -> str:
@@ -19,6 +31,7 @@ def example(line: str) -> str:
 
 
 jobs_app = typer.Typer(
+    cls=CommandList,
     help="What jobs are doing: from their records (RETORT_DB), or from a service with --url.",
     epilog=example("jobs ls"),
     no_args_is_help=True,

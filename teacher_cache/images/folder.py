@@ -63,7 +63,7 @@ def _image_keys(root: Path, name: str, passed: Counter[str]) -> Iterator[str]:
         seen.add(identity)
         for entry in _entries(root / folder):
             key = f"{folder}/{entry.name}"
-            if not entry.name.startswith(".") and _is_folder(entry):
+            if _is_folder(entry):
                 below.append(key)
             elif is_image(entry.name):
                 _require_file(entry)

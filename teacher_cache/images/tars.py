@@ -133,12 +133,10 @@ def _classes(contents: Contents, passed: Counter[str]) -> dict[str, dict[str, Ex
 
 
 def _images(files: Mapping[str, Extent], passed: Counter[str], prefix: str) -> dict[str, Extent]:
-    """The images in no hidden folder, with the prefix before their names; the rest is counted."""
+    """The images, with the prefix before their names; the rest is counted."""
     found = {}
     for name, extent in files.items():
-        if any(part.startswith(".") for part in name.split("/")[:-1]):
-            passed["hidden"] += 1
-        elif is_image(name.rpartition("/")[2]):
+        if is_image(name.rpartition("/")[2]):
             found[prefix + name] = extent
         else:
             passed.update(kinds_passed_over(name.rpartition("/")[2]))

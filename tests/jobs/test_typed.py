@@ -5,8 +5,9 @@ import os
 import subprocess
 
 import pytest
+from commands import cli_environment, command
 from packing import write_tar
-from small import cache_document, cli_environment, command, newest_job, student_document, to_toml
+from small import cache_document, newest_job, student_document, to_toml
 
 from teacher_cache.storage.disk import Disk
 from teacher_cache.storage.location import locate
