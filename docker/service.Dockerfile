@@ -11,7 +11,7 @@ FROM ${PYTHON_IMAGE}
 COPY --from=packages /opt/retort /opt/retort
 COPY cli.py /app/cli.py
 COPY service /app/service
-COPY teacher_cache/__init__.py teacher_cache/errors.py /app/teacher_cache/
+COPY teacher_cache/__init__.py teacher_cache/errors.py teacher_cache/local_path.py /app/teacher_cache/
 RUN python -m compileall -q /app
 ENV PATH=/opt/retort/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \

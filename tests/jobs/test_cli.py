@@ -266,7 +266,7 @@ def test_a_full_disk_stops_the_job_and_a_rerun_continues(cli, recipes, scans, tm
         assert "12 views of 90 images, complete" in resumed
         assert 0 < committed < 36
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # a thread may still look
 
 
 def test_replays_that_would_be_wrong_are_refused(cli, recipes, filled, scans, tmp_path):

@@ -97,7 +97,7 @@ def test_a_folder_a_shard_a_pattern_and_a_split_name_shards(tmp_path):
     assert len(index_images(f"wds/{tmp_path}/train-{{000..001}}.tar")) == 8
     with pytest.raises(ImagesError, match=r"no .*_info.json that names splits: pass a pattern"):
         index_images(f"wds/{tmp_path}:train")
-    with pytest.raises(ImagesError, match=r"there is no 1 shard \(.*val-001.tar\): restore"):
+    with pytest.raises(ImagesError, match=r"1 shard \(.*val-001.tar\) not there: restore"):
         index_images(f"wds/{tmp_path}/val-{{000..001}}.tar")
     state(tmp_path, train=(12, None), extra=(1, None))
     assert len(index_images(f"WDS/{tmp_path}:train")) == 12
@@ -156,7 +156,7 @@ def test_shards_of_class_folders_replay_a_cache_of_the_folder(tmp_path):
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ((("1.cls", b"0"),), r"sample 1 has 0 images \(1.cls\)"),
+        ((("1.cls", b"0"),), r"sample 1 has 0 images among its 1 member \(1.cls\)"),
         ((("1.jpg", b""), ("1.png", b""), ("1.cls", b"0")), "sample 1 has 2 images"),
         ((("1.jpg", b""),), "1.jpg has no label: expected a .cls or .json"),
         ((("1.jpg", b""), ("1.cls", b"cat")), "the .cls of 1.jpg holds no label"),
@@ -188,7 +188,7 @@ def test_remote_shards_and_missing_packages_and_folders_say_what_to_do(tmp_path,
             index_images(f"wds/{url}")
     with pytest.raises(ImagesError, match="holds no shards"):
         index_images(f"wds/{tmp_path}")
-    with pytest.raises(ImagesError, match=r"there is no 1 shard \(.*/none\)"):
+    with pytest.raises(ImagesError, match=r"1 shard \(.*/none\) not there"):
         index_images(f"wds/{tmp_path}/none")
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
     with pytest.raises(ImagesError, match="patterns need the package `webdataset`: pip install"):
