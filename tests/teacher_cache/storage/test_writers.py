@@ -186,5 +186,5 @@ def test_a_hundred_sigkills_over_four_writers_leave_the_records_of_an_unbroken_f
         writers.require_kept()
         cache = open_cache(Disk(writers.root))
         assert verify(cache).is_sound
-        assert_same_records(cache, open_cache(unbroken.place))
+        assert_same_records(cache, open_cache(Disk(unbroken.root)))
         assert list(tmp_path.glob(".*.tmp")) == []
