@@ -87,7 +87,7 @@ def assert_whole(bucket, unbroken):
         cache.place.sweep()
     names = ("ids", "logp", "tail", "check")
     for key in (key for name in names for key in bucket.keys(f"{name}/c")):
-        assert bucket.read(key) == (unbroken.place.place / key).read_bytes()
+        assert bucket.read(key) == (unbroken.place.root / key).read_bytes()
 
 
 @pytest.mark.kill
