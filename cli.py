@@ -200,11 +200,11 @@ def cache_teacher(
 def _tell_what_is_missing(cache: "Cache", settings: "CacheRecipe") -> None:
     """Print how full a cache is; the exit code says if blocks are left that nobody has in work."""
     from teacher_cache.cache.blocks import missing_blocks
-    from teacher_cache.filling.tiles import unheld_tiles
+    from teacher_cache.filling.tiles import unclaimed_tiles
 
     missing = len(missing_blocks(cache))
     state = f"{missing} blocks are still with other writers" if missing else "complete"
-    if missing and unheld_tiles(cache, settings.storage.views_per_tile):
+    if missing and unclaimed_tiles(cache, settings.storage.views_per_tile):
         state = f"{missing} blocks are missing, and no living writer has them in work"
         print(
             printable_lines(f"cache {cache.place}: {state}: run the same command again"),

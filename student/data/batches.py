@@ -55,7 +55,7 @@ def batches(
     settings = replace(
         settings,
         ahead=max(at_once, 2 * settings.workers, 4),
-        held=at_once,
+        in_use=at_once,
         lower="optimizer.micro_batch",
     )
     loader = rendered(

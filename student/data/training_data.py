@@ -67,7 +67,7 @@ class TrainingData:
         return document
 
     def digest(self) -> dict[str, str]:
-        """What the weights depend on besides the recipe."""
+        """A digest of what the weights depend on besides the recipe: images, labels, records."""
         digest = {"images": self.index.digest()}
         if self.cache is not None:
             digest["cache recipe"] = self.cache.manifest.recipe_digest

@@ -1,4 +1,4 @@
-"""Images that do not decode: an error, or left out up to a share of the set, and told.
+"""Images that do not decode: an error, or left out and reported, up to a share of the set.
 
 B rows of a batch.
 """
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """What becomes of the images of one set that do not decode, and which they were so far."""
+    """Whether images of a set that do not decode are left out, and which have been so far."""
 
     index: ImageIndex
     rule: UnreadableImages

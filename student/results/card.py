@@ -12,7 +12,7 @@ from student.models.build import plain_source
 from student.runs.checkpoint import Checkpoint
 from student.runs.metrics import read_metrics
 from student.runs.run import Run
-from student.runs.run_weights import Weights, kept, standing
+from student.runs.run_weights import Weights, standing, weights_kept
 
 # What computed the weights and the figures; the last three where they are installed.
 _LIBRARIES = ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
@@ -43,7 +43,9 @@ def model_card(
     facts = {
         "model": f"`{recipe.student.model}`, {run.class_count} classes",
         "SHA-256": f"`{hashlib.sha256(data).hexdigest()}`, {len(data):,} bytes",
-        "weights": f"{kept(run, weights)} ({standing(run, saved)}; {_accuracies(run, saved.step)})",
+        "weights": (
+            f"{weights_kept(run, weights)} ({standing(run, saved)}; {_accuracies(run, saved.step)})"
+        ),
         **figures,
         "input": (
             f"RGB, {run.size} x {run.size} px: resize the shorter side to size / crop ratio = "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from student.runs.run import Run
-from student.runs.run_weights import Weights, kept, network_of, saved_state, standing
+from student.runs.run_weights import Weights, network_of, saved_state, standing, weights_kept
 from student.training.evaluation import evaluate, evaluation_of
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.networks.reparam import fold
@@ -46,7 +46,7 @@ def evaluate_run(
     return {
         "run": str(run.folder),
         "model": run.recipe.student.model,
-        "weights": str(kept(run, weights)),
+        "weights": str(weights_kept(run, weights)),
         "standing": standing(run, saved),
         "images": len(validation) - len(evaluation.unreadable.rows),
         "top1": round(trained.top1, 4),

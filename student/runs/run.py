@@ -53,7 +53,7 @@ class Run:
         return self.folder / "summary.json"
 
     def to_json(self) -> dict[str, Any]:
-        """What `run.json` holds."""
+        """The contents of `run.json`."""
         document = asdict(self)
         return {**document, "folder": None, "recipe": self.recipe.model_dump(mode="json")}
 
@@ -80,8 +80,8 @@ def open_run(folder: Path) -> Run:
 
 
 @contextmanager
-def held(run: Run) -> Iterator[None]:
-    """Keep a run to this process; the system lets go of it however the process ends.
+def locked(run: Run) -> Iterator[None]:
+    """Lock a run for this process; the system unlocks it however the process ends.
 
     Raises:
         RunError: another process is training it.

@@ -30,8 +30,8 @@ def saved_state(run: Run, weights: Weights = Weights.AVERAGED) -> Checkpoint:
     return load_checkpoint(run.best if weights is Weights.BEST else run.last)
 
 
-def kept(run: Run, weights: Weights) -> Weights:
-    """What a run has under this name: without an average, the averaged weights are the trained."""
+def weights_kept(run: Run, weights: Weights) -> Weights:
+    """The set of weights that a run keeps under this name: trained ones where none are averaged."""
     none = weights is Weights.AVERAGED and run.recipe.ema.decay is None
     return Weights.TRAINED if none else weights
 

@@ -192,7 +192,7 @@ def _rate(renderer: Renderer, workers: int, rows: int, seconds: float) -> float:
     )  # each batch another view of the same images
     largest = (1, BATCH)
     with rendered(renderer, requests, LoaderSettings(workers), largest=largest) as loader:
-        for _ in range(1 + workers):  # workers have started, and are at it
+        for _ in range(1 + workers):  # the workers have started and are rendering
             next(loader)
         started, images = time.perf_counter(), 0
         while time.perf_counter() - started < seconds or not images:
@@ -243,7 +243,7 @@ def _race(renderer: ViewRenderer, seconds: float) -> Race:
 
 @dataclass(frozen=True, slots=True)
 class _Blank:
-    """Renders nothing: what is left is the way from worker to reader."""
+    """A renderer that renders nothing, to time the way from worker to reader alone."""
 
     size: int
 

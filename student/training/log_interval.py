@@ -74,7 +74,7 @@ class Interval:
         return sum((losses for losses, _ in found), np.zeros_like(own)) / self.ranks.count
 
     def restart_clock(self) -> None:
-        """Leave what was not training out of the images a second."""
+        """Begin to measure anew, so that the time before counts in no speed."""
         self.since, self.images = time.monotonic(), 0
 
     @contextmanager

@@ -104,7 +104,7 @@ def accept_validation_set(run: Run, step: int) -> None:
 
 
 def _differences(there: Run, here: Run) -> dict[str, str]:
-    """What decides the weights, and is not the same in both."""
+    """The settings that decide the weights and differ between both."""
     mine, theirs = _flat(there), _flat(here)
     return {
         name: f"{name}: {mine.get(name)} there, {theirs.get(name)} asked for"

@@ -1,4 +1,4 @@
-"""Where a run stands: what is saved of it, and continued from."""
+"""How far a run is: saved with its weights, and read again by the process that continues it."""
 
 import time
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class RunState:
 
 
 def resume(run: Run, trainee: Trainee) -> RunState:
-    """Where a run stands, with what it saved last in the trainee; a new run stands at step 0.
+    """Load what a run saved last into the trainee, and return how far it was: 0 steps if new.
 
     Raises:
         WeightsError: a damaged checkpoint.

@@ -19,7 +19,7 @@ from teacher_cache.recipes.document import digest_of
 def write_summary(
     run: Run, data: TrainingData, plan: Plan, trainee: Trainee, state: RunState, device: str
 ) -> None:
-    """Write it, unless it is there: the first end of a run stands."""
+    """Write it unless it exists: a run that has ended is not summarized again."""
     if run.summary.exists():
         return
     network = load_network(run)

@@ -19,7 +19,7 @@ from student.data.training_data import TrainingData
 from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
 from student.runs.metrics import append_metrics, best_evaluation, forget_after, last_evaluation
-from student.runs.run import Run, held
+from student.runs.run import Run, locked
 from student.schedule import learning_rate
 from student.training.evaluation import Evaluation, evaluate, evaluation_of, require_ready
 from student.training.log_interval import Interval
@@ -61,8 +61,8 @@ def train(
         CacheError, ImagesError: from the cache and the images.
         OSError: the run's folder cannot be written.
     """
-    with held(run) if ranks.is_first else nullcontext():
-        ranks.agree()  # the others start once the run is held
+    with locked(run) if ranks.is_first else nullcontext():
+        ranks.agree()  # the others start once the run is locked
         job = _prepared(run, data, validation, device, ranks)
         try:
             yield from _train(job)
@@ -73,7 +73,7 @@ def train(
 
 @dataclass(slots=True)
 class _Job:
-    """What the loop is about."""
+    """Everything that the training loop uses and changes."""
 
     run: Run
     data: TrainingData
@@ -92,7 +92,7 @@ class _Job:
 
     @property
     def place(self) -> dict[str, float]:
-        """What every line of the metrics begins with."""
+        """The fields with which every line of the metrics begins."""
         step = self.state.step
         return {"step": step, "epoch": (step - 1) // self.plan.steps_per_epoch}
 
@@ -211,7 +211,7 @@ def _agree(job: _Job) -> None:
 
 
 def _closed_intervals(job: _Job, lr: float) -> dict[str, float]:
-    """What there is to say after a step; an epoch's end saves and evaluates, too.
+    """The metrics that are due after a step; an epoch's end saves and evaluates the run first.
 
     Each line is written when its figures are known, so that a crash in what follows loses none;
     an evaluation that a saved state still lacks is made up for when the run is continued.
@@ -242,7 +242,7 @@ def _save(job: _Job) -> None:
 
 
 def _evaluation_is_owed(job: _Job) -> bool:
-    """Whether the run was ended between an epoch's save and its evaluation."""
+    """Whether the run ended after an epoch's save but before its evaluation."""
     step = job.state.step
     if not step or step % job.plan.steps_per_epoch:
         return False
@@ -279,7 +279,7 @@ def _keep_if_best(job: _Job, accuracies: Mapping[str, float]) -> None:
         if job.ranks.is_first:
             with job.interrupted("checkpoint"):
                 job.state.save_best(job.run, job.trainee)
-                job.state.save(job.run, job.trainee)  # it knows the best, too
+                job.state.save(job.run, job.trainee)  # it also restores the best accuracy so far
 
 
 def _learning_rate(recipe: StudentRecipe, plan: Plan, step: int) -> float:
@@ -295,7 +295,7 @@ def _learning_rate(recipe: StudentRecipe, plan: Plan, step: int) -> float:
 
 
 def _warn_of_a_long_average(recipe: StudentRecipe, plan: Plan) -> None:
-    """An average over more steps than there are is mostly the initial weights."""
+    """Warn of an average over more steps than the run has: it is mostly the initial weights."""
     decay = recipe.ema.decay
     if decay is not None and not recipe.ema.warmup and plan.total_steps * (1 - decay) < 2:
         logger.warning(
@@ -309,7 +309,7 @@ def _warn_of_a_long_average(recipe: StudentRecipe, plan: Plan) -> None:
 
 
 def _warn_of_another_loss(recipe: StudentRecipe, data: TrainingData) -> None:
-    """Too few classes for a temperature: the tail decides what is trained, not the teacher."""
+    """Warn if so few classes are kept that the tail, not the teacher, decides what is trained."""
     distill, found = recipe.distill, data.fidelity(recipe.distill)
     if data.cache is None or found is None:
         return

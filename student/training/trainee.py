@@ -111,7 +111,9 @@ class Trainee:
             self.forward = torch.compile(self.network)  # evaluation stays with the network itself
         if self.ranks.count == 1:
             return
-        with self.ranks.errors_in_words():  # it compares the ranks' parameters
+        with (
+            self.ranks.errors_in_words()
+        ):  # DDP compares the parameters of the ranks when it is built
             self.forward = DistributedDataParallel(
                 cast("nn.Module", self.forward),
                 device_ids=[device] if device.type == "cuda" else None,
@@ -173,7 +175,7 @@ class Trainee:
         return losses
 
     def _backward(self, batch: MicroBatch, *, passes: int) -> Tensor:
-        """Add a micro-batch's share of the gradient; its share of the three losses."""
+        """Add a micro-batch's gradient, and return its part of the step's three mean losses."""
         distill = self.recipe.distill
         device = self.normalization.mean.device
         loss = distillation_loss(

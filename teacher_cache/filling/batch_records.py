@@ -54,7 +54,8 @@ def ask(
         )
     rows = batch.request.rows
     absent = np.isin(rows, list(batch.unreadable))
-    asked = []  # all views before the first answer is fetched: no device is idle between them
+    # All views are asked before the first answer is fetched, so the device is never idle.
+    asked = []
     for pixels_BHWC in batch.pixels_GBHWC:
         logits_BC = teacher.logits_of_batch(pixels_BHWC, recipe.teacher.batch_size)
         asked.append(answers(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures))
@@ -75,7 +76,7 @@ def _fetched(asked: Answers, rows: np.ndarray, index: ImageIndex) -> TopK:
 
 
 def _without(topk: TopK, absent_B: np.ndarray) -> TopK:
-    """Fill values in the absent rows."""
+    """The records, with fill values in the absent rows."""
     if absent_B.any():
         topk.ids_BK[absent_B] = np.iinfo(topk.ids_BK.dtype).max
         topk.logp_BK[absent_B] = np.nan
@@ -84,7 +85,7 @@ def _without(topk: TopK, absent_B: np.ndarray) -> TopK:
 
 
 def block_of(block: BlockId, g: int, batches: Sequence[BatchRecords]) -> Block:
-    """The block that batches of consecutive rows make up, of their `g`-th view."""
+    """Join the records that batches of consecutive rows have of their `g`-th view to a block."""
     topk = TopK(
         np.concatenate([batch.topk[g].ids_BK for batch in batches]),
         np.concatenate([batch.topk[g].logp_BK for batch in batches]),
@@ -107,7 +108,7 @@ def commit_images(
     allowed_unreadable: int,
     producer: Mapping[str, str],
 ) -> None:
-    """Name the images of a shard that batches show, all of them, before any block of it.
+    """Commit the checksums of all images of a shard, before any of its blocks is committed.
 
     Raises:
         ImagesChanged: they are not the images that other records of the shard are of.

@@ -14,7 +14,7 @@ from teacher_cache.cache.blocks import write_block
 from teacher_cache.cache.cache import Cache, require_in_place
 from teacher_cache.filling.batch_records import BatchRecords, ask, block_of, commit_images
 from teacher_cache.filling.lost_sources import restore_lost_sources
-from teacher_cache.filling.tiles import Count, Work, take_tiles, tiles_come_free
+from teacher_cache.filling.tiles import Count, TakenTile, take_tiles, tiles_come_free
 from teacher_cache.images.index import ImageIndex, allowed_unreadable
 from teacher_cache.loading.loader import Loader, LoaderSettings, rendered
 from teacher_cache.loading.queue import Rendered
@@ -42,11 +42,11 @@ def fill(
     rank: int = 0,
     world_size: int = 1,
 ) -> Job:
-    """Compute and commit what nobody else does; closing it commits the tile at hand.
+    """Compute and commit every missing tile; closing the job commits the tile that it is computing.
 
     Any number of processes may fill one cache, join and die: each takes the next tile that the
-    ledger lacks and that no living process holds, first those of its own rank, then the others'.
-    Workers decode and render ahead of the teacher, and a thread commits behind it.
+    ledger lacks and that no living process has claimed, first those of its own rank, then the
+    others'. Workers decode and render ahead of the teacher, and a thread commits behind it.
 
     A record depends on the recipe alone: batches are cut inside a block, the last one is padded to
     the full batch size, and neither tile, rank, restart nor order reaches the teacher.
@@ -68,13 +68,13 @@ def fill(
     """
     restore_lost_sources(cache, index, _producer(teacher))
     count, pace = Count(cache), _Pace()
-    left = True
+    more = True
     try:
-        while left:
+        while more:
             tiles = take_tiles(cache, recipe, rank, world_size)
             yield from _fill_tiles(tiles, count, pace, index, teacher, recipe)
-            left = yield from tiles_come_free(count, recipe.storage.views_per_tile)
-        require_in_place(cache)  # what is said to be complete must be there to be read
+            more = yield from tiles_come_free(count, recipe.storage.views_per_tile)
+        require_in_place(cache)  # a cache that was moved away is not complete
     except GeneratorExit:
         count.look_now()
         return count.progress(0, pace.written())
@@ -84,14 +84,14 @@ def fill(
 
 
 def _fill_tiles(
-    tiles: Iterator[Work],
+    tiles: Iterator[TakenTile],
     count: Count,
     pace: "_Pace",
     index: ImageIndex,
     teacher: Teacher,
     recipe: CacheRecipe,
 ) -> Iterator[Progress]:
-    """Start workers, fill the tiles that are taken meanwhile, and let go of what is left."""
+    """Start workers, fill the tiles that are claimed, and release the claims of unfinished ones."""
     settings = LoaderSettings(
         workers=recipe.loader.workers,
         memory_mb=recipe.loader.memory_mb,
@@ -99,7 +99,7 @@ def _fill_tiles(
         lower="teacher.batch_size or storage.views_per_tile",
     )
     largest = (recipe.storage.views_per_tile, recipe.teacher.batch_size)
-    work: deque[Work] = deque()
+    work: deque[TakenTile] = deque()
     renderer = ViewRenderer.of(index, recipe.views)
     try:
         with (
@@ -109,7 +109,7 @@ def _fill_tiles(
             yield from _fill(count, pace, index, teacher, recipe, stream, work, committer)
     finally:
         for unfinished in work:
-            unfinished.held.release()
+            unfinished.claim.release()
 
 
 def _fill(
@@ -119,7 +119,7 @@ def _fill(
     teacher: Teacher,
     recipe: CacheRecipe,
     stream: Loader,
-    work: "deque[Work]",
+    work: "deque[TakenTile]",
     committer: ThreadPoolExecutor,
 ) -> Iterator[Progress]:
     producer = _producer(teacher)
@@ -142,7 +142,7 @@ def _fill(
         if is_whole:
             if commit is not None:
                 with pace.watch.during("write"):
-                    pace.bytes += commit.result()  # one tile behind; its error stops the job
+                    pace.bytes += commit.result()  # of the tile before; if it failed, the job stops
             tile = work.popleft()
             count.add(tile)
             commit = committer.submit(_commit, count.cache, tile, answers, producer, allowed)
@@ -156,7 +156,7 @@ def _fill(
 
 
 def _polled(stream: Loader, watch: Stopwatch) -> Iterator[Rendered | None]:
-    """Batches as they come, and None every half second without one: a moment to be closed in."""
+    """The batches in turn; None after each half second without one, so that the job can end."""
     while True:
         with watch.during("data_wait"):
             is_ready = stream.ready(POLL_S)
@@ -168,7 +168,7 @@ def _polled(stream: Loader, watch: Stopwatch) -> Iterator[Rendered | None]:
 
 @dataclass(slots=True)
 class _Pace:
-    """For what the loop is held up (pixels, teacher, the tile that is written), and bytes."""
+    """What the loop waits for (pixels, the teacher, the tile that is being written), and bytes."""
 
     watch: Stopwatch = field(default_factory=Stopwatch)
     looked: float = field(default_factory=time.monotonic)
@@ -176,7 +176,7 @@ class _Pace:
     """What this process has committed."""
 
     def metrics(self, *, now: bool) -> dict[str, float]:
-        """The shares of wall time since the last look: `now`, or when it is long ago."""
+        """Shares of wall time since they were last told; empty unless `now` or that is long ago."""
         if not now and time.monotonic() - self.looked < LOOK_EVERY_S:
             return {}
         self.looked = time.monotonic()
@@ -187,8 +187,8 @@ class _Pace:
         return {"bytes": float(self.bytes)}
 
 
-def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
-    """The requests of tiles as they are taken; `work` tells the consumer whose they are."""
+def _requests(taken: Iterator[TakenTile], work: "deque[TakenTile]") -> Iterator[Request]:
+    """The requests of tiles as they are claimed; `work` tells the consumer which tiles."""
     for tile in taken:
         work.append(tile)
         yield from tile.requests
@@ -196,7 +196,7 @@ def _requests(taken: Iterator[Work], work: "deque[Work]") -> Iterator[Request]:
 
 def _commit(
     cache: Cache,
-    tile: Work,
+    tile: TakenTile,
     answers: list[BatchRecords],
     producer: Mapping[str, str],
     allowed_unreadable: int,
@@ -211,7 +211,7 @@ def _commit(
             for g, view in enumerate(tile.views)
         )
     finally:
-        tile.held.release()
+        tile.claim.release()
 
 
 def _producer(teacher: Teacher) -> dict[str, str]:

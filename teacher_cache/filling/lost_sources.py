@@ -13,7 +13,7 @@ from teacher_cache.images.index import ImageIndex
 
 
 def restore_lost_sources(cache: Cache, index: ImageIndex, producer: Mapping[str, str]) -> list[int]:
-    """Read the images of such shards again, and name them if they are those of the records.
+    """Read the images of such shards again, and commit their checksums if the records name them.
 
     Every block names the file of its images' checksums by its SHA-256, so what is read now is
     proved to be what the teacher read.

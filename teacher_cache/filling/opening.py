@@ -1,4 +1,4 @@
-"""A cache to be filled: created, or opened if recipe, data and weights are those it was made of."""
+"""Create the cache to be filled, or open it if it was made of the same recipe, data and weights."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -51,7 +51,9 @@ def open_or_create(
     else:
         sample = ask_sample(index, teacher, recipe)
         require_good(sample, recipe, index, teacher.class_count)
-        cache = create_cache(place, manifest, index)  # another process may have been quicker
+        cache = create_cache(
+            place, manifest, index
+        )  # Another process may have created it meanwhile.
     cache.place.sweep()  # only now is it sure that the folder is a cache
     _require_same_manifest(cache, manifest)
     require_pixels_of(cache, index, accept_pixel_libraries=accept_pixel_libraries)

@@ -1,4 +1,4 @@
-"""Who does what: the tiles that the ledger lacks, taken one by one by whoever is free.
+"""The tiles that the ledger lacks: each is claimed by the first process that is free.
 
 B rows of a batch, G views of a tile.
 """
@@ -31,7 +31,7 @@ class Tile:
 
 
 def missing_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
-    """What the ledger lacks, cut into tiles, lower views first."""
+    """The blocks that the ledger lacks, cut into tiles, lower views first."""
 
     def place(block: BlockId) -> tuple[int, int]:
         return block.view // views_per_tile, block.shard
@@ -44,39 +44,41 @@ def missing_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Work:
-    """A tile that this process holds, what is missing of it, and its batches."""
+class TakenTile:
+    """A tile that this process has claimed: the views that it lacks, and its batches."""
 
-    held: Claim
+    claim: Claim
     shard: int
     views: tuple[int, ...]
     requests: list[Request]
 
 
-def take_tiles(cache: Cache, recipe: CacheRecipe, rank: int, world_size: int) -> Iterator[Work]:
-    """Tile after tile that nobody holds, until all that are left belong to living processes."""
+def take_tiles(
+    cache: Cache, recipe: CacheRecipe, rank: int, world_size: int
+) -> Iterator[TakenTile]:
+    """Claim tile after tile, until living processes have claimed all that are missing."""
     found = True
     while found:
         found = False
         tiles = missing_tiles(cache, recipe.storage.views_per_tile)
         others = [tile for place, tile in enumerate(tiles) if place % world_size != rank]
         for tile in [*tiles[rank::world_size], *others]:
-            held = cache.place.claim(_name_of(tile))
-            if held is None:
+            claim = cache.place.claim(_name_of(tile))
+            if claim is None:
                 continue
             views = tuple(
                 v for v in tile.views if not is_committed(cache.place, BlockId(v, tile.shard))
             )
             if not views:
-                held.release()
+                claim.release()
                 continue
             found = True
             requests = _batches(cache, Tile(tile.shard, views), recipe.teacher.batch_size)
-            yield Work(held, tile.shard, views, requests)
+            yield TakenTile(claim, tile.shard, views, requests)
 
 
 def tiles_come_free(count: "Count", views_per_tile: int) -> Generator[Progress, None, bool]:
-    """Wait for the tiles of others; whether one is to be taken, because its writer was killed.
+    """Wait for the tiles of others. Return whether one is to be taken: its writer was killed.
 
     On a disk there is nothing to wait for. In a bucket a killed writer's claims stand for a while.
     """
@@ -84,8 +86,8 @@ def tiles_come_free(count: "Count", views_per_tile: int) -> Generator[Progress, 
     deadline = time.monotonic() + cache.place.claims_outlive_s()
     while time.monotonic() < deadline and (tiles := missing_tiles(cache, views_per_tile)):
         for tile in tiles[:_TRIED_AT_ONCE]:
-            if (held := cache.place.claim(_name_of(tile))) is not None:
-                held.release()
+            if (claim := cache.place.claim(_name_of(tile))) is not None:
+                claim.release()
                 return True
         time.sleep(1.0)
         count.look_now()
@@ -93,12 +95,12 @@ def tiles_come_free(count: "Count", views_per_tile: int) -> Generator[Progress, 
     return False
 
 
-def unheld_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
-    """What is missing though no living writer has it in work."""
+def unclaimed_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
+    """The tiles that lack blocks and that no living writer has claimed."""
     found = []
     for tile in missing_tiles(cache, views_per_tile):
-        if (held := cache.place.claim(_name_of(tile))) is not None:
-            held.release()
+        if (claim := cache.place.claim(_name_of(tile))) is not None:
+            claim.release()
             found.append(tile)
     return [tile for tile in found if not all(_is_there(cache, tile))]
 
@@ -127,7 +129,7 @@ class Count:
         self.resumed = self.finished
 
     def look(self) -> None:
-        """Take over what the last listing found, and begin another where none is under way."""
+        """Count what the last listing found, and begin another one unless one is under way."""
         if self._listing is not None and self._listing.done():
             self._listed = self._listing.result()
             self._listing = None
@@ -136,7 +138,7 @@ class Count:
         self._sum()
 
     def look_now(self) -> bool:
-        """Read the ledger and wait for it; whether the count changed."""
+        """List the ledger, wait for it, and return whether the count changed."""
         before = self.finished
         self._listed = committed_blocks(self.cache.place)
         self._sum()
@@ -151,16 +153,16 @@ class Count:
         blocks = {b for b in self._listed if b.view < views and b.shard < shards} | self.own
         self.finished = sum(len(self.cache.rows(block.shard)) for block in blocks)
 
-    def add(self, tile: Work) -> None:
+    def add(self, tile: TakenTile) -> None:
         """Count a tile of this process's as finished."""
         self.own |= {BlockId(view, tile.shard) for view in tile.views}
         self.own_records += len(tile.views) * len(self.cache.rows(tile.shard))
         self.look()
 
-    def progress(self, at_hand: int, metrics: Mapping[str, float] | None = None) -> Progress:
-        """Where the job is, with `at_hand` records of the tile that is being computed."""
-        done = min(self.finished + at_hand, self.total)
-        own = self.own_records + at_hand
+    def progress(self, computed: int, metrics: Mapping[str, float] | None = None) -> Progress:
+        """Where the job is, with `computed` records of the tile that is being computed."""
+        done = min(self.finished + computed, self.total)
+        own = self.own_records + computed
         return Progress(done, self.total, "records", metrics or {}, self.resumed, own)
 
 

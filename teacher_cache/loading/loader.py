@@ -33,7 +33,7 @@ class LoaderSettings:
     ahead: int | None = None
     """Requests that may be rendered ahead of the reader, at least 2; None means twice the workers,
     and at least 4."""
-    held: int = 2
+    in_use: int = 2
     """Requests whose pixels the reader uses at the same time, such as the one that it works on and
     the next. Where the memory has no room for them the reader gets copies."""
     pinned: bool = False
@@ -75,12 +75,12 @@ def rendered(
             f"{-(-2 * slot // 1_000_000)} or more, or lower {settings.lower}"
         )
     ahead = max(settings.ahead or max(2 * settings.workers, 4), 2)
-    slots = Slots(min(allowed // slot, ahead + settings.held), slot)
+    slots = Slots(min(allowed // slot, ahead + settings.in_use), slot)
     memory = SharedBytes(slots.count * slot)
     workers = start_workers(
         renderer, memory, workers=settings.workers, start_method=settings.start_method
     )
-    memory.forget_file()  # all workers have been started, and have it
+    memory.forget_file()  # all workers have been started and inherited it
     pin = Pin.of(memory) if settings.pinned else None
     return Loader(
         renderer, iter(requests), RenderQueue(renderer, memory, workers, slots, ahead, pin)
@@ -118,7 +118,7 @@ class Loader(Iterator[Rendered]):
             self._queue.advance(self._requests, None)
             return self._queue.take(self._requests)
         except BaseException:
-            self.close()  # StopIteration, too, ends the workers
+            self.close()  # the workers end at StopIteration as well
             raise
         finally:
             self.waited_s += time.perf_counter() - started

@@ -46,7 +46,7 @@ class Pin:
         return cls(memory)
 
     def hold_until_copied(self, start: int) -> None:
-        """Keep a slot that the reader has let go of until all copies from it are done.
+        """Keep a slot that the reader has released until all copies from it are done.
 
         Copies are queued on a stream. This runs where the reader asks for the next batch, so the
         stream that is current here is the one that the copies were queued on.
@@ -61,7 +61,7 @@ class Pin:
             yield self._copies.popleft()[0]
 
     def wait_for_one(self) -> None:
-        """Wait for the copies from the slot that the reader let go of first."""
+        """Wait for the copies from the slot that the reader released first."""
         if self._copies:
             self._copies[0][1].synchronize()
 

@@ -134,9 +134,9 @@ class RenderQueue:
             self._note(self.workers.answers(remaining_s))
 
     def take(self, requests: Iterator[Request]) -> Rendered:
-        """Hand the next request over; `advance` must have returned True before."""
+        """Return the next request's pixels; `advance` must have returned True before."""
         if not self.queued and self.postponed is not None and self.pin is not None:
-            # the reader has let go of all slots, but the device still copies from them
+            # The reader has released all slots, but the device still copies from them.
             self.pin.wait_for_one()
             self.advance(requests, None)
         if not self.queued:

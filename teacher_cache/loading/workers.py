@@ -31,7 +31,7 @@ from teacher_cache.loading.shared_memory import SharedBytes
 
 logger = logging.getLogger(__name__)
 
-MOST_AT_HAND = 32
+MOST_UNANSWERED = 32
 """Parts that a worker may have at once: so many messages fit into a pipe, so `give` never waits."""
 ORPHAN_CHECK_S = 1.0
 """How often a worker looks whether its parent lives. The end of its pipe does not tell a forked
@@ -72,7 +72,7 @@ class Answer:
 
 
 class Workers:
-    """The worker processes, with the parts that each has got and not answered yet."""
+    """The worker processes, and the parts that each has been given and has not answered yet."""
 
     def __init__(
         self,
@@ -85,21 +85,21 @@ class Workers:
         self.memory = memory
         self.processes = processes
         self.connections = connections
-        self.at_hand: list[deque[Part]] = [deque() for _ in processes]
+        self.unanswered: list[deque[Part]] = [deque() for _ in processes]
         # It also runs when nothing refers to this object any more, and at exit, before
         # multiprocessing joins its processes.
         self._end = util.Finalize(self, _end, (processes, connections), exitpriority=20)
 
     def give(self, part: Part) -> bool:
         """Send a part to the worker with the fewest; False if each has as many as it may have."""
-        number = min(range(len(self.at_hand)), key=lambda n: len(self.at_hand[n]))
-        if len(self.at_hand[number]) == MOST_AT_HAND:
+        number = min(range(len(self.unanswered)), key=lambda n: len(self.unanswered[n]))
+        if len(self.unanswered[number]) == MOST_UNANSWERED:
             return False
         try:
             self.connections[number].send(part)
         except OSError:
-            self._bury(number)
-        self.at_hand[number].append(part)
+            raise self._died(number) from None
+        self.unanswered[number].append(part)
         return True
 
     def answers(self, timeout_s: float | None) -> list[Answer]:
@@ -116,12 +116,12 @@ class Workers:
         for ready in wait(list(numbers), timeout_s):
             number = numbers[ready]
             if not isinstance(ready, Connection):
-                self._bury(number)  # what became ready is the sentinel: the process has ended
+                raise self._died(number)  # what became ready is the sentinel: the process has ended
             try:
                 answer: Answer = self.connections[number].recv()
             except (EOFError, OSError):
-                self._bury(number)
-            self.at_hand[number].popleft()
+                raise self._died(number) from None
+            self.unanswered[number].popleft()
             if isinstance(answer.error, UserError):
                 raise answer.error
             if answer.error is not None:
@@ -133,18 +133,18 @@ class Workers:
         """End all workers now, whatever they are doing."""
         self._end()
 
-    def _bury(self, number: int) -> None:
-        process, parts = self.processes[number], self.at_hand[number]
+    def _died(self, number: int) -> WorkerDied:
+        process, parts = self.processes[number], self.unanswered[number]
         process.join(PATIENCE_S)
         rows = [row for part in list(parts)[:1] for row in part.request.rows.tolist()]
         images = ""
         if rows:
             more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
             images = f" while it had {self.renderer.name_of(rows[0])}{more} at hand"
-        raise WorkerDied(
+        return WorkerDied(
             f"loader worker {number} of {len(self.processes)} (process {process.pid}) "
-            f"{_manner(process.exitcode)}{images}: {_advice(process.exitcode)}; what was saved "
-            "last is kept, and the same command continues from it"
+            f"{_how_it_ended(process.exitcode)}{images}: {_advice(process.exitcode)}; "
+            "what was saved last is kept, and the same command continues from it"
         )
 
 
@@ -233,10 +233,12 @@ def _end(processes: Sequence[BaseProcess], connections: Sequence[Connection]) ->
         if process.is_alive():
             process.kill()
     for process in processes:
-        process.join(PATIENCE_S)  # not for ever: a dead disk may keep even a killed process
+        process.join(
+            PATIENCE_S
+        )  # Not for ever: a process that waits for a dead disk cannot be killed.
 
 
-def _manner(exitcode: int | None) -> str:
+def _how_it_ended(exitcode: int | None) -> str:
     if exitcode is None:
         return "closed its pipe"
     if exitcode < 0:

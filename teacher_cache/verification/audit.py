@@ -1,4 +1,4 @@
-"""The cache against the living: images, pixels and teacher once more, and what top-k loses.
+"""Ask the teacher again about a sample of records, read and render its images again, and compare.
 
 B rows of a batch, K kept classes, C classes, T temperatures.
 """
@@ -46,7 +46,7 @@ QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the records of one block said."""
+    """What was found about the sampled records of one block."""
 
     block: BlockId
     images_wrong: tuple[str, ...]
@@ -78,7 +78,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What the sample said."""
+    """What was found about the sampled records of all blocks."""
 
     temperatures: tuple[float, ...]
     findings: tuple[Findings, ...]
@@ -256,7 +256,10 @@ def _audit_block(
     renderer = ViewRenderer.of(index, recipe.views)
     parts: dict[str, list[Any]] = defaultdict(list)
     for start in range(0, len(rows), batch):
-        views = (block.view, block.view + 1)  # the next view's answer is a trained student's
+        views = (
+            block.view,
+            block.view + 1,
+        )  # a trained-like student gives the teacher's answer to the next view
         images = render_here(renderer, Request(rows[start : start + batch], views))
         _require_readable(index, images)
         logits_BC, another_BC = (

@@ -28,7 +28,7 @@ from teacher_cache.verification.verify import (
 
 
 def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
-    """Take damaged blocks and strays out into quarantine, and restore what can be derived.
+    """Move damaged blocks and strays into quarantine, and restore what can be derived.
 
     Returns:
         The cache as it is now, and the folder below it into which files were moved.
@@ -42,7 +42,9 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
     cache = open_undescribed(cache.place)
     blocks, beside = _still_damaged(cache, found)
     folder = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    if LOCK_KEY in beside:  # what is no file is nobody's lock, and stands in everybody's way
+    if (
+        LOCK_KEY in beside
+    ):  # A lock that is no regular file locks nothing, and no process could take it.
         cache.place.quarantine([LOCK_KEY], folder)
     for block in blocks:
         withdraw_block(cache, block, folder)
@@ -50,12 +52,12 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
     for shard in sorted(shards):
         cache.place.withdraw(source_key(shard), [source_shard_key(shard)], folder)
     beside -= {LOCK_KEY, *map(source_key, shards)}
-    for block in sorted(blocks_in(beside)):  # outside the cache
+    for block in sorted(blocks_in(beside)):  # beyond the cache's views or shards
         withdraw_block(cache, block, folder)
-    cache.place.sweep()  # of the workbench it alone knows what is litter
+    cache.place.sweep()  # only `sweep` can tell which files of the workbench a killed writer left
     with cache.place.alone():
         cache.place.quarantine(sorted(beside), folder)
-        # a writer may have committed since they were listed, and named what was a stray then
+        # A writer may have committed since, and named files that were strays when they were listed.
         strays = [key for key in found.strays if not key.startswith(f"{STAGING}/")]
         cache.place.quarantine([key for key in strays if not is_named(cache, key)], folder)
     if found.unannounced:
@@ -67,7 +69,7 @@ def repair(cache: Cache, found: Verification) -> tuple[Cache, str]:
 
 
 def _still_damaged(cache: Cache, found: Verification) -> tuple[list[BlockId], set[str]]:
-    """What is damaged now, of what was found: blocks, and the keys of what is no block.
+    """Look again at the damage that was found: blocks, and keys of other files, still damaged now.
 
     Reading a large cache takes hours. What another repair took out meanwhile, and a writer computed
     anew, is sound and stays.

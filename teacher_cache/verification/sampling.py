@@ -104,7 +104,7 @@ def ask_sample(index: ImageIndex, teacher: Teacher, recipe: CacheRecipe) -> Teac
 def _cosines(
     logits_BC: Tensor, another_BC: Tensor, topk: TopK, recipe: CacheRecipe
 ) -> dict[tuple[float, Tail, Student], np.ndarray]:
-    """Of some of the sample's records, at every temperature."""
+    """Gradient cosines of some of the sample's records, at every temperature."""
     log_p_BC, another_BC = logits_BC.double().log_softmax(1), another_BC.double()
     ids_BK = torch.from_numpy(topk.ids_BK.astype(np.int64))
     logp_BK = torch.from_numpy(topk.logp_BK).double()

@@ -81,7 +81,7 @@ class Verification:
 def verify(cache: Cache) -> Verification:
     """Read every shard, ledger entry and description of a cache, and compare."""
     keys = list(cache.place.keys())
-    # a listing takes time: of views that were appended meanwhile, every block listed is announced
+    # Views may be appended while blocks are listed; each listed block then counts as announced.
     cache = open_undescribed(cache.place)
     grid, named = set(cache.blocks()), blocks_in(keys)
     damage = list(damage_beside_blocks(cache, keys))
@@ -205,7 +205,7 @@ def _wrong_content(cache: Cache, entry: BlockEntry, files: Mapping[str, bytes]) 
         source = cache.sources.of(entry.block.shard)
     except CacheError:
         source = None
-    if source is None:  # that is said beside the blocks, and is no fault of theirs
+    if source is None:  # `damage_beside_blocks` reports it: the block itself may be sound
         return None
     if source.sha256 != entry.source_sha256:
         return "names other images than the source entry of its rows"
@@ -216,7 +216,7 @@ def _wrong_content(cache: Cache, entry: BlockEntry, files: Mapping[str, bytes]) 
 
 
 def _fault(cache: Cache, block: BlockId, records: Slab) -> str | None:
-    """What no teacher can have said in the records of a block, in words."""
+    """The first record of a block that no teacher can have given, in words."""
     recipe, rows = cache.manifest.parsed_recipe(), cache.rows(block.shard)
     rules = Rules(cache.layout.class_count, recipe.topk.temperatures, recipe.storage.encoding)
     absent = np.isin(np.arange(rows.start, rows.stop), list(records.absent_rows))
@@ -279,19 +279,19 @@ def damage_beside_blocks(cache: Cache, keys: Collection[str]) -> Iterator[Damage
     if with_records and SAMPLE_KEY not in keys:
         yield Damage(SAMPLE_KEY, "is missing, though the cache has records")
     for shard in sorted(with_records - shards):
-        # it may have been put after its folder was listed, and its blocks before theirs was
+        # A writer may have put it after the listing of `source/` and before that of the blocks.
         if shard < cache.layout.shards and not cache.place.exists(source_key(shard)):
             yield Damage(source_key(shard), "is missing, though the shard has records")
 
 
 def _beyond(cache: Cache, keys: list[str], named: set[BlockId]) -> tuple[list[str], list[str]]:
-    """Files that belong to nothing: those of the format, and those of strangers."""
+    """Keys that no entry names: first those that look like the format's, then all others."""
     shards = range(cache.layout.shards)
     known = {MANIFEST, SAMPLE_KEY, LOCK_KEY}
     known |= {description_key(name) for name in (*RECORD_ARRAYS, SOURCE_ARRAY, *INDEX_ARRAYS)}
     known |= {chunk_key(name) for name in INDEX_ARRAYS}
     known |= {block_key(block) for block in named}
-    # a listing takes time, and writers may be at work: a block that is there by now is no stray
+    # Writers may commit while keys are listed: a block that is committed by now is no stray.
     known |= {shard_key(name, block) for name in RECORD_ARRAYS for block in named}
     known |= {source_key(shard) for shard in shards}
     known |= {views_key(count) for count in numbers_in(keys, "views")}
@@ -303,7 +303,9 @@ def _beyond(cache: Cache, keys: list[str], named: set[BlockId]) -> tuple[list[st
         if _SHARD.fullmatch(key):
             if not is_named(cache, key):
                 strays.append(key)
-        elif not is_workbench(key):  # which of those are litter, `abandoned` judges
+        elif not is_workbench(
+            key
+        ):  # `abandoned` tells which of the workbench's files a killed writer left
             strangers.append(key)
     return strays, strangers
 

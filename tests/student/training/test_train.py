@@ -392,8 +392,8 @@ def test_two_processes_never_train_one_run(scans, filled, tmp_path):
     running, run = job(tmp_path / "run", scans, filled.place.root)
     next(running)
     code = (
-        "import sys; from pathlib import Path; from student.runs.run import held, open_run\n"
-        f"with held(open_run(Path({str(run.folder)!r}))): pass"
+        "import sys; from pathlib import Path; from student.runs.run import locked, open_run\n"
+        f"with locked(open_run(Path({str(run.folder)!r}))): pass"
     )
     second = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
