@@ -25,8 +25,8 @@ demo: setup
 test: setup
 	$(PYTEST) -m "not slow"
 
-test-all: setup
-	$(PYTEST)
+test-all: test
+	$(PYTEST) -m slow
 
 # what the page's tests open, and the proxy before it; without them these tests are skipped
 browser:

@@ -133,7 +133,9 @@ def test_one_image_a_pass_is_refused_before_the_first_step_where_batchnorm_has_n
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize(
+    "name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)]
+)
 def test_a_student_with_auxiliary_outputs_is_trained_without_them(scans, tmp_path, name):
     changes = {"student__model": f"torchvision/{name}", "schedule__epochs": 1}
     if name == "inception_v3":

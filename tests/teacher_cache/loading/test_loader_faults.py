@@ -176,7 +176,10 @@ def test_workers_end_with_a_killed_parent_even_while_the_disk_hangs(run_command,
     wait_for(lambda: not any(map(is_running, workers)), timeout_s=900)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_to_all_processes_is_answered_while_the_disk_hangs(
     run_command, hanging, tmp_path, number, code
 ):

@@ -22,6 +22,8 @@ from teacher_cache.storage.ledger import block_key
 from teacher_cache.storage.location import locate
 from teacher_cache.verification.verify import verify
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = cache_document(
     views__count=8, views__size=64, storage__views_per_tile=2, storage__rows_per_shard=64
 )
@@ -103,7 +105,6 @@ def test_a_fill_that_was_killed_is_continued_and_sweeps_what_it_left(writers, bu
 
 
 @pytest.mark.kill
-@pytest.mark.slow
 def test_four_writers_under_sigkill_and_other_world_sizes_leave_one_whole_cache(
     writers, bucket, unbroken
 ):
@@ -124,7 +125,6 @@ def test_four_writers_under_sigkill_and_other_world_sizes_leave_one_whole_cache(
 
 
 @pytest.mark.kill
-@pytest.mark.slow
 def test_twenty_sigkills_over_four_writers_leave_the_records_of_an_unbroken_fill(
     writers, bucket, unbroken
 ):
@@ -154,7 +154,7 @@ def test_twenty_sigkills_over_four_writers_leave_the_records_of_an_unbroken_fill
     assert_whole(bucket, unbroken)
 
 
-@pytest.mark.parametrize("fault", [503, pytest.param("hang", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", [503, "hang"])
 def test_a_short_outage_delays_a_fill_and_changes_nothing(
     writers, bucket, bucket_server, unbroken, fault
 ):
@@ -169,7 +169,6 @@ def test_a_short_outage_delays_a_fill_and_changes_nothing(
     assert_whole(bucket, unbroken)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", [500, "hang"])
 def test_a_long_outage_stops_a_fill_with_a_clear_error_and_the_same_command_continues(
     writers, bucket, bucket_server, unbroken, fault

@@ -132,6 +132,7 @@ def storm(writers, *, kills, most, seed):
 
 
 @pytest.mark.kill
+@pytest.mark.slow
 def test_writers_under_sigkill_leave_one_whole_cache(cli, scans, tmp_path):
     changes = {
         "views__count": 24, "views__size": 96, "storage__views_per_tile": 2, "loader__workers": 1,
