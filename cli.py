@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -585,23 +586,108 @@ def _counts(text: str | None) -> list[int]:
     return sorted({int(part) for part in text.split(",")})
 
 
+@app.command(epilog=example("run-study table4 --data train --val val --out table4 --dry-run"))
+def run_study(
+    study: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY",
+            parser=local_path,
+            help="A .toml file, or a shipped study: see 'recipes'.",
+        ),
+    ],
+    data: DataOption,
+    val: ValOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            parser=local_path,
+            help="Runs, caches and results; the same command continues, also beside others.",
+        ),
+    ],
+    budget: Annotated[
+        float,
+        typer.Option(min=1e-6, max=1, help="Which fraction of its epochs each run has."),
+    ] = 1.0,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each row; none: as the study says.")
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--rows", metavar="NAME", help="Only this row and its base; repeatable."),
+    ] = None,
+    overrides: OverridesOption = None,
+    shared: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=local_path,
+            help="Teachers and caches that several studies share; none: in --out.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List rows, caches and hours, and run nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train every row of a study, and say which of its claims hold."""
+    from student.study.comparison import compare
+    from student.study.execution import execute, top1_of
+    from student.study.hours import hours_of, hours_table
+    from student.study.result_table import keep, table, to_json
+    from student.study.rows import load_study
+    from student.study.work_plan import Place, plan_study, seeds_of
+    from teacher_cache.images.index import index_images
+
+    asked = load_study(study)
+    place = Place(data, val, out, shared or out, device)
+    plan = plan_study(
+        asked, study, place, budget=budget, seeds=seeds, rows=rows or (), overrides=overrides or ()
+    )
+    if dry_run:
+        lines = hours_of(plan, index_images(data), _device(device))
+        print(json.dumps(lines, indent=1) if as_json else hours_table(lines))
+        return
+    with redirect_stdout(sys.stderr):  # what the commands print; the table alone is the result
+        failed = execute(
+            plan,
+            lambda arguments: app(list(arguments), standalone_mode=False),
+            lambda line: print(printable_lines(line), flush=True),
+        )
+    found = compare(asked, top1_of(plan.runs))
+    results = to_json(asked, found, budget=budget, failed=failed)
+    keep(asked, found, results, out)
+    planned = {row.name: seeds_of(asked, row, seeds) for row in asked.rows}
+    shown = table(asked, found, budget=budget, planned=planned, failed=failed)
+    print(json.dumps(results, indent=1) if as_json else printable_lines(shown))
+    raise SystemExit(1 if failed else 0)
+
+
 @app.command(epilog=example("recipes"))
 def recipes(as_json: JsonOption = False) -> None:
-    """List the recipes that ship with Retort, and what each says of itself."""
+    """List the recipes and studies that ship with Retort, and what each says of itself."""
     from textwrap import fill as wrapped
 
     from teacher_cache.recipes.document import shipped_recipes
 
     found = {
-        "cache recipes, for cache-teacher, plan-cache and audit-cache": "teacher_cache",
-        "student recipes, for train-student and bench-data": "student",
+        "teacher_cache": shipped_recipes("teacher_cache"),
+        "student": shipped_recipes("student"),
+        "studies": shipped_recipes("student", folder="studies"),
     }
     if as_json:
-        print(json.dumps({name: shipped_recipes(name) for name in found.values()}, indent=1))
+        print(json.dumps(found, indent=1))
         return
-    for title, package in found.items():
+    titles = {
+        "teacher_cache": "cache recipes, for cache-teacher, plan-cache and audit-cache",
+        "student": "student recipes, for train-student and bench-data",
+        "studies": "studies, for run-study",
+    }
+    for kind, title in titles.items():
         print(f"{title}:")
-        for name, about in shipped_recipes(package).items():
+        for name, about in found[kind].items():
             indent = " " * 6
             text = wrapped(about, 79, initial_indent=indent, subsequent_indent=indent)
             print(f"  {name}\n{text}")

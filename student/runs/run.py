@@ -17,6 +17,10 @@ class RunError(UserError):
     """A run's folder that cannot be used as asked."""
 
 
+class RunBusy(RunError):
+    """A run that another process is training."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A folder with `run.json`, `last.pt`, `best.pt`, `metrics.jsonl` and `summary.json`."""
@@ -84,14 +88,14 @@ def locked(run: Run) -> Iterator[None]:
     """Lock a run for this process; the system unlocks it however the process ends.
 
     Raises:
-        RunError: another process is training it.
+        RunBusy: another process is training it.
     """
     with (run.folder / "lock").open("w") as file:
         try:
             # unlike flock's, this lock does not live on in the loader's forked workers
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise RunError(
+            raise RunBusy(
                 f"{run.folder} is being trained by another process: wait for it, stop it, or "
                 "choose another --out"
             ) from None

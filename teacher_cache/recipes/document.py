@@ -154,19 +154,19 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_toml(path: Path, package: str) -> dict[str, Any]:
-    """Read a file, or a recipe that ships with `package`.
+def read_toml(path: Path, package: str, *, folder: str = "recipes") -> dict[str, Any]:
+    """Read a file, or one that ships in a `folder` of `package`.
 
     Raises:
         RecipeError: no such file, or not TOML.
     """
-    shipped = _shipped(package)
+    shipped = _shipped(package, folder)
     path = local_path(path)
     found = path if path.is_file() else shipped.get(path.name.removesuffix(".toml"))
     if found is None:
         raise RecipeError(
-            f"{path}: no such file; give the path of a .toml file, or a shipped recipe: "
-            + ", ".join(shipped)
+            f"{path}: no such file; give the path of a .toml file, or the name of one of the "
+            f"shipped {folder}: " + ", ".join(shipped)
         )
     try:
         return tomllib.loads(found.read_bytes().decode("utf-8-sig"))
@@ -174,13 +174,14 @@ def read_toml(path: Path, package: str) -> dict[str, Any]:
         raise RecipeError(f"{path}: not TOML: {error}") from None
 
 
-def shipped_recipes(package: str) -> dict[str, str]:
-    """Return the recipes that ship with `package` by name, and what each says of itself first."""
-    return {name: _head_comment(file.read_text()) for name, file in _shipped(package).items()}
+def shipped_recipes(package: str, *, folder: str = "recipes") -> dict[str, str]:
+    """Return what ships in a `folder` of `package` by name, and what each says of itself first."""
+    shipped = _shipped(package, folder)
+    return {name: _head_comment(file.read_text()) for name, file in shipped.items()}
 
 
-def _shipped(package: str) -> dict[str, Traversable]:
-    files = (resources.files(package) / "recipes").iterdir()
+def _shipped(package: str, folder: str) -> dict[str, Traversable]:
+    files = (resources.files(package) / folder).iterdir()
     named = {f.name.removesuffix(".toml"): f for f in files if f.name.endswith(".toml")}
     return dict(sorted(named.items()))
 

@@ -146,7 +146,8 @@ def test_the_version_is_that_of_the_package(cli):
 def test_the_shipped_recipes_are_listed_with_what_they_are(cli):
     text = cli("recipes", check=0).stdout
     found = json.loads(cli("recipes", "--json", check=0).stdout)
-    files = {file.stem for kind in found for file in (REPOSITORY / kind / "recipes").glob("*.toml")}
+    folders = ("teacher_cache/recipes", "student/recipes", "student/studies")
+    files = {file.stem for folder in folders for file in (REPOSITORY / folder).glob("*.toml")}
     assert {name for names in found.values() for name in names} == files
     for names in found.values():
         for name, about in names.items():
@@ -184,7 +185,7 @@ def test_bad_recipes_exit_2_and_name_the_key(cli, recipes, scans):
     assert words.startswith("error: ")
     assert "teacher.modle: unknown key; did you mean 'model'?" in words
     missing = cli("cache-teacher", "x", "--data", "d", "--out", "o", check=2).stderr
-    assert "give the path of a .toml file, or a shipped recipe: " in missing
+    assert "give the path of a .toml file, or the name of one of the shipped recipes: " in missing
 
 
 def test_bad_data_and_teachers_exit_1_with_one_line_and_make_nothing(cli, recipes, scans, tmp_path):
