@@ -586,7 +586,7 @@ def _counts(text: str | None) -> list[int]:
     return sorted({int(part) for part in text.split(",")})
 
 
-@app.command(epilog=example("run-study table4 --data train --val val --out table4 --dry-run"))
+@app.command(epilog=example("run-study small --data train --val val --out study"))
 def run_study(
     study: Annotated[
         Path,

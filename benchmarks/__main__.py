@@ -1,6 +1,6 @@
 """`make bench`: every benchmark of a few minutes, one after the other.
 
-The long ones are run by name: `python -m benchmarks.cifar10 OUT`.
+The long ones are run by name: `python -m benchmarks.ranks`.
 """
 
 import os

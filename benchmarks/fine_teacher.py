@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from sklearn.cluster import KMeans
 
-from benchmarks.cifar10 import RECIPES, cli, unpack
+from benchmarks.cifar10 import unpack
+from benchmarks.demo_margin import cli
 
 PARTS = 10
 TEACHER = ("student.model=resnet10t", "schedule.epochs=8", "evaluation.every_epochs=4")
@@ -42,7 +43,7 @@ def split(source: Path, parts: Path, clusters: dict[str, KMeans]) -> None:
 
 def main() -> None:
     out = Path(sys.argv[1])
-    train, test = unpack(out)
+    train, test = unpack(out / "data", 2_000)
     if not (out / "parts").exists():
         clusters: dict[str, KMeans] = {}
         split(train, out / "parts.part" / "train", clusters)
@@ -51,11 +52,11 @@ def main() -> None:
     train, test = out / "parts" / "train", out / "parts" / "test"
     data: list[object] = ["--data", train, "--val", test]
     chosen = [part for setting in TEACHER for part in ("--set", setting)]
-    cli("train-student", RECIPES / "cifar10-teacher.toml", *data, "--out", out / "teacher", *chosen)
+    cli("train-student", "small-teacher", *data, "--out", out / "teacher", *chosen)
     cli("export", out / "teacher", "--out", out / "teacher.safetensors")
     settings = (*CACHE, f"teacher.checkpoint={out / 'teacher.safetensors'}")
     chosen = [part for setting in settings for part in ("--set", setting)]
-    cli("cache-teacher", RECIPES / "cifar10-cache.toml", "--data", train, "--out", out / "cache",
+    cli("cache-teacher", "small", "--data", train, "--out", out / "cache",
         *chosen)  # fmt: skip
 
 

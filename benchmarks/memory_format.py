@@ -1,4 +1,4 @@
-"""What channels_last brings on a CPU in the demo's and CIFAR's recipes, and what it costs.
+"""What channels_last brings on a CPU in the small recipes, and what it costs.
 
     python -m benchmarks.memory_format [REPEATS]        (15: three minutes on one core)
 
@@ -24,8 +24,8 @@ RECIPES = {
     "digits-teacher": 10,
     "digits-student": 10,
     "digits-ghostnetv3": 10,
-    "benchmarks/recipes/cifar10-teacher.toml": 10,
-    "benchmarks/recipes/cifar10-student.toml": 10,
+    "small-teacher": 10,
+    "small-student": 10,
 }
 """And how many classes the data has."""
 

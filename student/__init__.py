@@ -2,6 +2,7 @@
 
 The folders stand on floors; each imports only from the floors below it, and from the files here.
 
+    study      many runs, compared with what is claimed of them
     results    a run's networks, evaluated and exported
     speed      what `bench-data` measures
     training   the job: steps, intervals, states, the summary

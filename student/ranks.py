@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from teacher_cache.errors import UserError
 
@@ -199,7 +201,17 @@ def joined(device: torch.device, environment: Mapping[str, str] | None = None) -
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        store, number, _ = next(rendezvous("env://", timeout=PATIENCE))
+        # These processes may have met before, and the addresses of then are still in the store.
+        meeting = store.add(f"meetings of rank {number}", 1)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore(f"meeting {meeting}", store),
+            rank=number,
+            world_size=count,
+            timeout=PATIENCE,
+        )
+        del store
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
         raise RanksError(

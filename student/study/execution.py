@@ -1,16 +1,20 @@
 """The commands of a study that are still to be run, by this process and by others beside it.
 
-Each teacher and each run is trained under its own lock, and any number of processes fill a cache
-together. So processes and hosts that share the study's folder work on it side by side: what another
-one is training is left to it, and what is finished is not run again.
+A process locks each teacher and each run while it trains it, and any number of processes fill a
+cache together. So processes and hosts that share the study's folder work on it side by side: what
+another one trains is left to it, and what is finished is not run again. Under torchrun all ranks
+train one run after the other, and no other process should work on the study meanwhile.
 """
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
-from student.runs.run import RunBusy, RunError, open_run
+from student.runs.run import RunError, open_run
 from student.study.work_plan import CacheJob, RunJob, TeacherJob, WorkPlan
 from teacher_cache.cache.blocks import missing_blocks
 from teacher_cache.cache.cache import open_cache
@@ -48,13 +52,15 @@ def execute(plan: WorkPlan, call: Call, say: Say) -> dict[tuple[str, int], str]:
             _shown(cache.arguments, call, say)
     failed: dict[tuple[str, int], str] = {}
     for job in _unfinished(plan.runs):
-        try:
-            _shown(job.arguments, call, say)
-        except RunBusy as busy:
-            say(f"left to the process that trains it: {busy}")
-        except UserError as error:
-            failed[job.row, job.seed] = str(error)
-            say(f"row {job.row}, seed {job.seed} has failed: {error}")
+        with _claimed(job.folder) as is_mine:
+            if not is_mine:
+                say(f"row {job.row}, seed {job.seed} is left to the process that trains it")
+                continue
+            try:
+                _shown(job.arguments, call, say)
+            except UserError as error:
+                failed[job.row, job.seed] = str(error)
+                say(f"row {job.row}, seed {job.seed} has failed: {error}")
     return failed
 
 
@@ -107,18 +113,40 @@ def _is_finished(job: RunJob) -> bool:
 
 def _require_teacher(job: TeacherJob, call: Call, say: Say) -> None:
     """Train and export a teacher, or wait for the process that does so."""
-    is_first = os.environ.get("RANK", "0") == "0"  # torchrun's: one rank exports
+    waits = False
     while not job.file.exists():
+        with _claimed(job.run) as is_mine:
+            if is_mine and not job.file.exists():
+                _shown(job.train, call, say)
+                if _is_first_rank():
+                    _shown(job.export, call, say)
+                while not job.file.exists():  # the first rank is exporting it
+                    time.sleep(POLL_S)
+        if not job.file.exists():
+            if not waits:
+                say(f"waiting for the process that trains the teacher in {job.run}")
+            waits = True
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Keep a run to this process of the study's; False where another one has it."""
+    if not _is_first_rank():  # torchrun's: what the first rank claims, all ranks train
+        yield True
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as file:
         try:
-            _shown(job.train, call, say)
-        except RunBusy as busy:
-            say(f"waiting for the process that trains the teacher: {busy}")
-            time.sleep(POLL_S)
-            continue
-        if is_first:
-            _shown(job.export, call, say)
-        while not job.file.exists():
-            time.sleep(POLL_S)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_mine = True
+        except (BlockingIOError, PermissionError):
+            is_mine = False
+        yield is_mine
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _is_filled(job: CacheJob) -> bool:

@@ -113,6 +113,7 @@ def test_a_cache_filled_across_five_sigkills_holds_the_records_of_an_unbroken_fi
     assert job["complete views"] == VIEWS
 
 
+@pytest.mark.slow
 def test_a_run_killed_mid_epoch_ends_with_the_bytes_of_an_unbroken_one(process, long_run, tmp_path):
     process(*long_run("unbroken"))
     killed = tmp_path / "killed"

@@ -95,6 +95,7 @@ def assert_same(found, expected):
     torch.testing.assert_close(found, expected, rtol=0.0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_plain_timm_and_torchvision_open_the_files_with_the_code_on_their_cards(scans, tmp_path):
     plain = {"distill__alpha": 0.0, "views__size": 32, "reparam__branches": 3}
     files, expected = [], []

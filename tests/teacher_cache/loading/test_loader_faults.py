@@ -101,6 +101,7 @@ def weights_of(run):
     return [t.numpy().tobytes() for part in (saved.model, saved.ema) for t in part.values()]
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_is_killed_says_so_and_continues_to_the_same_bytes(
     process, run_command, unbroken, tmp_path
 ):
@@ -137,6 +138,7 @@ def test_a_fill_whose_worker_is_killed_keeps_its_blocks_and_continues(process, s
     assert "24 views of 90 images, complete" in process(*arguments).stdout
 
 
+@pytest.mark.slow
 def test_a_machine_without_room_in_dev_shm_trains_to_the_same_bytes(
     run_command, unbroken, tmp_path
 ):
