@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Double, Float, case, cast, func, literal, select, type_coerce
 
-from service.jobs import FINAL_STATES, Periods, Status
+from service.jobs import Periods, Status
 from service.records.schema import database_now, jobs_table
+from service.records.status_sql import heartbeat_age_s, status_column
 
 KINDS = ("cache-teacher", "train-student")
 """The kinds that Retort records; any other is summed up as `other`."""
@@ -35,19 +36,12 @@ class KindSummary:
 def summarize(connection: Connection, periods: Periods) -> tuple[KindSummary, ...]:
     """Return one summary a kind that the database holds."""
     now = type_coerce(database_now(), Double)
-    age = now - type_coerce(_j.heartbeat, Double)
-    ended = _j.state.in_(FINAL_STATES)
+    age = heartbeat_age_s()
     kind = case((_j.kind.in_(KINDS), _j.kind), else_=literal("other"))
-    status = case(
-        (ended, type_coerce(_j.state, jobs_table.c.kind.type)),
-        (age >= periods.crashed_s, Status.CRASHED.value),
-        (age >= periods.stale_s, Status.STALE.value),
-        else_=type_coerce(_j.state, jobs_table.c.kind.type),
-    )
     ratio = cast(_j.done, Float) / func.nullif(_j.total, 0)
     rows = select(
         kind.label("kind"),
-        status.label("status"),
+        status_column(periods).label("status"),
         age.label("age"),
         ratio.label("ratio"),
         (now - type_coerce(func.coalesce(_j.progress_at, _j.started), Double)).label("stood"),

@@ -6,25 +6,16 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Double,
-    and_,
-    bindparam,
-    func,
-    not_,
-    select,
-    type_coerce,
-)
+from sqlalchemy import Connection, bindparam, func, select
 
-from service.jobs import FINAL_STATES, JobRecord, Observed, Periods, State, Status, is_job_id
+from service.jobs import JobRecord, Observed, Periods, State, Status, is_job_id
 from service.records.connections.database import Database
 from service.records.events import Events, Log, read_events, read_log
 from service.records.kind_summary import KindSummary, summarize
 from service.records.rank_rows import RankRecord, read_ranks
 from service.records.schema import database_now, jobs_table, ranks_table
 from service.records.series import Series, SeriesCache, SeriesName
+from service.records.status_sql import status_column
 
 _j = jobs_table.c
 _FIELDS = tuple(field.name for field in fields(JobRecord) if field.name != "ranks")
@@ -119,7 +110,7 @@ class JobReader:
         if state is not None:
             query = query.where(_j.state == state)
         if status is not None:
-            query = query.where(_reads_as(status, Periods() if periods is None else periods))
+            query = query.where(status_column(periods or Periods()) == status.value)
         if kind is not None:
             query = query.where(_j.kind == kind)
         if beginning is not None:  # no digit lies above f
@@ -177,17 +168,6 @@ class JobReader:
     def check(self) -> None:
         """Raise if records cannot be read; a database that no job has made yet is well."""
         self._database.check()
-
-
-def _reads_as(status: Status, periods: Periods) -> ColumnElement[bool]:
-    """Return the condition that a job reads as `status`: see `Periods.status`."""
-    age = type_coerce(database_now(), Double) - type_coerce(_j.heartbeat, Double)
-    silent = and_(_j.state.not_in(FINAL_STATES), age >= periods.stale_s)
-    if status is Status.CRASHED:
-        return and_(silent, age >= periods.crashed_s)
-    if status is Status.STALE:
-        return and_(silent, age < periods.crashed_s)
-    return and_(_j.state == State(status.value), not_(silent))
 
 
 def _holds(connection: Connection | None, job_id: str) -> TypeGuard[Connection]:
