@@ -5,7 +5,7 @@ B rows of a batch, V views, N rows.
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from teacher_cache.cache.blocks import committed_blocks, read_entry
-from teacher_cache.cache.slab import AHEAD
+from teacher_cache.cache.slab import AHEAD, Slab, read_slab
 from teacher_cache.cache.teacher_sample import read_sample
 from teacher_cache.filling.fill import fill
 from teacher_cache.filling.opening import open_or_create
+from teacher_cache.format.arrays import encode_shard
+from teacher_cache.format.descriptions import descriptions
+from teacher_cache.format.encodings import stored_logp
 from teacher_cache.format.layout import Layout
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.recipes.cache_recipe import CacheRecipe
 from teacher_cache.recipes.document import parse_recipe
-from teacher_cache.record import Tail
+from teacher_cache.record import CHUNK_ROWS, Tail
 from teacher_cache.storage.disk import Disk
+from teacher_cache.storage.ledger import BlockId
 from teacher_cache.teacher.networks import Teacher
 from teacher_cache.verification.fidelity import expected
 
@@ -55,8 +58,13 @@ def plan(
     rows = np.linspace(0, len(index) - 1, count).astype(np.int64)
     _teacher_seconds(teacher, recipe, batches=1)  # warm up
     teacher_s = _teacher_seconds(teacher, recipe, batches=SAMPLE_BATCHES) / SAMPLE_BATCHES / batch
-    bytes_a_record, fill_s, layout, measures = _sample(recipe, index.take(rows), teacher)
-    layout = replace(layout, rows=len(index), rows_per_shard=recipe.storage.rows_per_shard)
+    found = _sample(recipe, index.take(rows), teacher)
+    fill_s, measures = found.seconds_a_record, found.measures
+    layout = replace(found.layout, rows=len(index), rows_per_shard=recipe.storage.rows_per_shard)
+    full, left = divmod(len(index), layout.rows_per_shard)
+    view_bytes = full * found.shard_bytes(layout, layout.rows_per_shard)
+    view_bytes += found.shard_bytes(layout, left) if left else 0
+    bytes_a_record = view_bytes / len(index)
     records = len(index) * recipe.views.count
     block_bytes = bytes_a_record * len(layout.rows_of(0))
     rank_bytes = reading_bytes(layout, block_bytes, ranks=ranks)
@@ -114,19 +122,51 @@ def _teacher_seconds(teacher: Teacher, recipe: CacheRecipe, *, batches: int) -> 
     return time.perf_counter() - started
 
 
-def _sample(
-    recipe: CacheRecipe, index: ImageIndex, teacher: Teacher
-) -> tuple[float, float, Layout, Mapping[str, float]]:
-    """Bytes and seconds a record of one view of these images, filled for real, its layout, and what
-    the teacher's sample measured.
-    """
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What filling a small cache of one view came to."""
+
+    records: Slab
+    layout: Layout
+    seconds_a_record: float
+    measures: Mapping[str, float]
+    """What the teacher's sample measured."""
+
+    def shard_bytes(self, layout: Layout, rows: int) -> float:
+        """What so many records weigh in one shard, which is filled up where they are fewer.
+
+        Where the sample has fewer records, each of the others adds what one weighs in a shard that
+        is full.
+        """
+        count = min(rows, self.layout.rows)
+        encoded = self._encoded_bytes(layout, count)
+        if rows == count:
+            return encoded
+        smallest = replace(layout, rows_per_shard=min(32 * -(-count // 32), CHUNK_ROWS))
+        return encoded + (rows - count) * self._encoded_bytes(smallest, count) / count
+
+    def _encoded_bytes(self, layout: Layout, count: int) -> int:
+        layout = replace(layout, rows=count)
+        documents, total = descriptions(layout, 1), 0
+        logp_NK = stored_logp(self.records.logp_NK, layout.encoding)
+        for shard in range(layout.shards):
+            rows, checks = layout.rows_of(shard), layout.checks_of(shard)
+            values = {
+                "ids": (rows, self.records.ids_NK),
+                "logp": (rows, logp_NK),
+                "tail": (rows, self.records.tail_NT),
+                "check": (checks, self.records.check),
+            }
+            for name, (own, value) in values.items():
+                block, stored = BlockId(0, shard), value[own.start : own.stop]
+                total += len(encode_shard(documents[name], name, block, own, stored))
+        return total
+
+
+def _sample(recipe: CacheRecipe, index: ImageIndex, teacher: Teacher) -> _Sample:
+    """Fill one view of these images for real."""
     document = recipe.model_dump(mode="json")
     document["views"]["count"] = 1
-    document["storage"]["rows_per_shard"] = min(
-        recipe.storage.rows_per_shard, -(-len(index) // 32) * 32
-    )
-    if len(index) > 4096:
-        document["storage"]["rows_per_shard"] = 4096
     small = parse_recipe(document, CacheRecipe, source="the sample")
     with TemporaryDirectory(prefix="retort-plan-") as folder:
         cache = open_or_create(Disk(Path(folder) / "cache"), small, index, teacher)
@@ -134,8 +174,6 @@ def _sample(
         for _ in fill(cache, index, teacher, small):
             pass
         seconds = time.perf_counter() - started
-        entries = [read_entry(cache, block) for block in committed_blocks(cache.place)]
-        size = sum(file.size for entry in entries if entry for file in entry.files)
-        sample = read_sample(cache)
+        sample, records = read_sample(cache), read_slab(cache, 0)
     measures = sample.measures if sample else {}
-    return size / len(index), seconds / len(index), cache.layout, measures
+    return _Sample(records, cache.layout, seconds / len(index), measures)
