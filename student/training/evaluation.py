@@ -17,6 +17,7 @@ from teacher_cache.images.index import ImageIndex, ImagesError
 from teacher_cache.loading.loader import LoaderSettings, rendered
 from teacher_cache.loading.queue import Rendered
 from teacher_cache.loading.renderers import CenterRenderer, Request
+from teacher_cache.networks.device_memory import out_of_memory_in_words
 from teacher_cache.teacher.normalize import Normalization
 
 
@@ -102,8 +103,10 @@ def evaluate(
             shown += len(rows)
             batch = normalization.images(pixels_BHWC)
             labels_B = torch.from_numpy(data.index.labels[rows]).to(batch.device)
-            for number, network in enumerate(networks):
-                hits[number] += _hits(network(batch), labels_B)
+            what = f"an evaluation of {len(rows)} images at once"
+            with out_of_memory_in_words(what, "lower evaluation.batch_size (it changes no figure)"):
+                for number, network in enumerate(networks):
+                    hits[number] += _hits(network(batch), labels_B)
     for network, mode in zip(networks, modes, strict=True):
         network.train(mode)
     found = ranks.gather((hits, shown))

@@ -25,6 +25,7 @@ from student.models.build import build_student, without_start
 from student.models.trial import ModelError, require_trainable
 from student.ranks import ALONE, Ranks
 from student.recipe import OptimizerSection, StudentRecipe
+from teacher_cache.networks.device_memory import out_of_memory_in_words
 from teacher_cache.teacher.normalize import Normalization
 
 # torch 2.15 gave the parameter another name. Buffers are averaged after a step instead, so that a
@@ -166,7 +167,16 @@ class Trainee:
         losses = torch.zeros(3, device=self.normalization.mean.device)
         for number, batch in enumerate(step_batches, start=1):
             last = number == len(step_batches)
-            with self._shared(gradients=last), self._compiling(), self.ranks.errors_in_words():
+            with (
+                out_of_memory_in_words(
+                    f"a training step of {len(batch.rows)} images at once",
+                    "lower optimizer.micro_batch (the batch is then added up over more passes) or "
+                    'set run.precision = "bf16" (either makes another run)',
+                ),
+                self._shared(gradients=last),
+                self._compiling(),
+                self.ranks.errors_in_words(),
+            ):
                 losses += self._backward(batch, passes=len(step_batches))
         self.optimizer.step()
         self.ranks.average_(self.statistics)

@@ -7,4 +7,5 @@ reparam           `expand` and `fold`: re-parameterization by surgery
 branches          a convolution's parallel branches
 branch_init       what new branches begin with
 conv_norm_pairs   the convolutions of a network that a BatchNorm follows
+device_memory     memory that a network lacks, in words
 """

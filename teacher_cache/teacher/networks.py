@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from teacher_cache.networks.checkpoints import WeightsError, read_checkpoint
+from teacher_cache.networks.device_memory import out_of_memory_in_words
 from teacher_cache.networks.libraries import (
     GHOSTNETV3,
     construct,
@@ -53,10 +54,16 @@ class Teacher:
 
         Another batch size changes the last bits of the logits, so a batch that is short of images
         is padded with black ones.
+
+        Raises:
+            OutOfMemory: the device has no room for a batch.
         """
         padding = batch_size - len(pixels_BHWC)
         full = pad(pixels_BHWC, (0, 0, 0, 0, 0, 0, 0, padding)) if padding else pixels_BHWC
-        return self.logits(full)[: len(pixels_BHWC)]
+        what = f"the teacher's answer to a batch of {batch_size} images"
+        advice = "lower teacher.batch_size (it makes another cache) or set teacher.precision = bf16"
+        with out_of_memory_in_words(what, advice):
+            return self.logits(full)[: len(pixels_BHWC)]
 
     def logits(self, pixels_BHWC: Tensor) -> Tensor:
         """uint8 [B, size, size, 3] pixels -> float32 [B, C] logits.
