@@ -8,7 +8,7 @@ from torch import nn
 
 from student.models.build import build_student
 from student.models.latency import latencies_ms
-from student.models.published import ROWS, Published, Row, agrees, in_units
+from student.models.published import ROWS, TABLE_9, Published, Row, agrees, in_units
 from student.models.size import multiply_adds, parameter_count
 from teacher_cache.networks.reparam import ReparamSpec, fold
 
@@ -40,9 +40,7 @@ class Measured:
             return "published figures only"
         pairs = {"parameters": (self.params, self.published.params)}
         pairs["multiply-adds"] = (self.macs, self.published.macs)
-        differing = [
-            name for name, (ours, paper) in pairs.items() if paper and not agrees(ours, paper)
-        ]
+        differing = [name for name, (ours, paper) in pairs.items() if not agrees(ours, paper)]
         return f"{' and '.join(differing)} differ" if differing else ""
 
     def to_json(self) -> dict[str, Any]:
@@ -51,7 +49,7 @@ class Measured:
         paper = document.pop("published")
         if paper is not None:
             for name in ("params", "macs"):
-                paper[name] = in_units(paper[name]) if paper[name] else None
+                paper[name] = in_units(paper[name])
         return {**document, "paper": paper, "note": self.note}
 
 
@@ -65,10 +63,10 @@ def survey(names: Iterable[str], *, timed: bool) -> list[Measured]:
     Raises:
         UnknownModel, ModelError: a name that cannot be built.
     """
-    known = {row.model: row for row in ROWS if row.model is not None}
+    known = {row.model: row for row in reversed(ROWS) if row.model is not None}
     rows = [known.get(name, Row(name, name, None)) for name in names] or list(ROWS)
-    training = {row.model: _training_form(row) for row in rows if row.model is not None}
-    folded = {name: fold(network) for name, network in training.items()}
+    training = {row.label: _training_form(row) for row in rows if row.model is not None}
+    folded = {label: fold(network) for label, network in training.items()}
     latencies: dict[str, float] = {}
     if timed:
         medians = latencies_ms(list(folded.values()), size=SIZE)
@@ -77,8 +75,8 @@ def survey(names: Iterable[str], *, timed: bool) -> list[Measured]:
         Measured(
             label=row.label,
             model=row.model,
-            **_counts(training[row.model], folded[row.model]),
-            latency_ms=round(latencies[row.model], 2) if timed else None,
+            **_counts(training[row.label], folded[row.label]),
+            latency_ms=round(latencies[row.label], 2) if timed else None,
             published=row.published,
         )
         if row.model is not None
@@ -108,28 +106,30 @@ def _training_form(row: Row) -> nn.Module:
 
 
 def table(models: Iterable[Measured]) -> str:
-    """Markdown, one row a model, and the sources of the published figures below."""
+    """Markdown, one row a model: measured here, and what Table 9 prints."""
     models = list(models)
-    sources = list(dict.fromkeys(m.published.source for m in models if m.published))
     head = ["model", "M params", "M multiply-adds", "in training: params", "multiply-adds"]
-    head += ["ms an image", "published: top-1", "params", "multiply-adds", "source", "note"]
-    rows = [head, *(_cells(model, sources) for model in models)]
+    head += ["ms an image", "published: top-1", "top-5", "params", "multiply-adds"]
+    head += ["CPU ms", "phone ms", "note"]
+    rows = [head, *(_cells(model) for model in models)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    notes = [f"{number}. {source}" for number, source in enumerate(sources, 1)]
-    return "\n".join([lines[0], rule, *lines[1:], *([""] if notes else []), *notes])
+    published = any(model.published for model in models)
+    source = ["", f"Published: {TABLE_9}; its latencies are its own machine's and phone's."]
+    return "\n".join([lines[0], rule, *lines[1:], *(source if published else [])])
 
 
-def _cells(model: Measured, sources: list[str]) -> list[str]:
+def _cells(model: Measured) -> list[str]:
     paper = model.published
-    printed = ["", "", "", ""]
+    printed = [""] * 6
     if paper is not None:
-        number = str(sources.index(paper.source) + 1)
-        printed = [str(paper.top1), paper.params or "", paper.macs or "", number]
+        top5 = "" if paper.top5 is None else str(paper.top5)
+        printed = [str(paper.top1), top5, paper.params, paper.macs]
+        printed += [f"{paper.cpu_ms:g}", f"{paper.phone_ms:g}"]
     return [
         model.label,
         _millions(model.params, 3),
