@@ -50,7 +50,7 @@ COMPONENTS = (16, 64)
 ARRAYS = ("ids", "logp", "tail")
 OTHERS = {
     **{each: TAILS[each] for each in Criterion if each not in (Criterion.KL, Criterion.HARD)},
-    Criterion.STANDARDIZED: (Tail.UNIFORM,),  # what training refuses, since it is another loss
+    Criterion.STANDARDIZED: (Tail.UNIFORM,),  # which takes none
 }
 BATCH = 50
 
@@ -159,7 +159,9 @@ def criterion_cosines(
     tau, logits_BC = TEMPERATURES[column], flat(logits_VNC)
     ids_BK = torch.from_numpy(topk.ids_BK.astype(np.int64))
     tail_B = torch.from_numpy(topk.tail_BT[:, column])
-    records = SparseTarget(ids_BK, torch.from_numpy(topk.logp_BK), tail_B)
+    assert topk.moments_B2 is not None
+    moments_B2 = torch.from_numpy(topk.moments_B2)
+    records = SparseTarget(ids_BK, torch.from_numpy(topk.logp_BK), tail_B, moments_B2)
     everything_BC = torch.arange(logits_BC.shape[1]).expand_as(logits_BC)
     nothing_B = torch.full_like(logits_BC[:, 0], -torch.inf)
     whole = SparseTarget(everything_BC, logits_BC.log_softmax(1), nothing_B)
@@ -201,7 +203,7 @@ def report(logits_VNC: Tensor, labels_N: Tensor) -> None:
             print(row(f"k = {k}, {tail}", cells))
     for criterion, tails in OTHERS.items():
         for k in (10, 20, 50, 200):
-            topk = top_k(logits_BC, k=k, temperatures=TEMPERATURES)
+            topk = top_k(logits_BC, k=k, temperatures=TEMPERATURES, moments=True)
             for tail in tails:
                 cells = [
                     criterion_cosines(logits_VNC, labels_B, topk, column, criterion, tail)

@@ -31,6 +31,8 @@ class TopK:
     """float16: logit minus the row's logsumexp over all C classes, at temperature 1."""
     tail_BT: np.ndarray
     """float16: per temperature tau, logsumexp of logp / tau over the C - K other classes."""
+    moments_B2: np.ndarray | None = None
+    """float16: mean and standard deviation of logp over all C classes; None where not asked for."""
 
 
 class Encoding(StrEnum):

@@ -203,6 +203,11 @@ def targets_of(slab: Slab, rows_B: np.ndarray, temperature_column: int) -> Spars
         ids_BK=torch.from_numpy(slab.ids_NK.take(at_B, axis=0).astype(np.int64)),
         logp_BK=torch.from_numpy(slab.logp_NK.take(at_B, axis=0)).float(),
         tail_B=torch.from_numpy(slab.tail_NT[at_B, temperature_column]).float(),
+        moments_B2=(
+            None
+            if slab.moments_N2 is None
+            else torch.from_numpy(slab.moments_N2.take(at_B, axis=0)).float()
+        ),
     )
 
 

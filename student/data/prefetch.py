@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from student.data.batches import MicroBatch
-from student.losses.target import SparseTarget
 from teacher_cache.stopwatch import Stopwatch
 
 StepBatches = Sequence[MicroBatch]
@@ -73,12 +72,7 @@ def _copied(
                 batch,
                 pixels_BHWC=sent(batch.pixels_BHWC),
                 labels_B=sent(batch.labels_B),
-                target=batch.target
-                and SparseTarget(
-                    sent(batch.target.ids_BK),
-                    sent(batch.target.logp_BK),
-                    sent(batch.target.tail_B),
-                ),
+                target=batch.target and batch.target.mapped(sent),
             )
             for batch in batches
         ]

@@ -144,7 +144,12 @@ def replayed_data(
             f"distill.temperature is {recipe.distill.temperature}, the cache holds tails for "
             f"{', '.join(map(str, temperatures))}: choose one of these, or fill a cache with it"
         )
-    if wrong := lack(recipe.distill.loss, cached.topk.k, cache.manifest.class_count):
+    if wrong := lack(
+        recipe.distill.loss,
+        cached.topk.k,
+        cache.manifest.class_count,
+        has_moments=cache.layout.moments,
+    ):
         raise CacheError(wrong)
     renderer = ViewRenderer.of(index, cached.views, recipe.student.size)
     absent, sample = absent_rows(cache), read_sample(cache)

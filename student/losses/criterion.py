@@ -22,7 +22,7 @@ class Criterion(StrEnum):
     DKD = "dkd"
     """KL of label against others, and of the others among themselves, weighed apart."""
     STANDARDIZED = "standardized"
-    """KL of logits that have mean 0 and deviation 1 in every row; it needs all of them."""
+    """KL of logits that have mean 0 and deviation 1 in every row."""
 
 
 TAILS: Mapping[Criterion, tuple[Tail, ...]] = {
@@ -54,12 +54,13 @@ def mismatch(criterion: Criterion, tail: Tail, temperature: float) -> str | None
     return None
 
 
-def lack(criterion: Criterion, kept: int, classes: int) -> str | None:
+def lack(criterion: Criterion, kept: int, classes: int, *, has_moments: bool) -> str | None:
     """What records of so many classes lack for a criterion, and what to do; None for nothing."""
-    if criterion is not Criterion.STANDARDIZED or kept == classes:
+    if criterion is not Criterion.STANDARDIZED or kept == classes or has_moments:
         return None
-    # with a guess for the others its gradient points elsewhere: docs/loss.md
+    # with a guess for mean and deviation its gradient points elsewhere: docs/loss.md
     return (
         f'distill.loss = "standardized" needs mean and deviation of all {classes} logits, the '
-        f"cache keeps the best {kept}: fill one with topk.k = {classes}, or choose another loss"
+        f"cache keeps the best {kept} classes and neither of them: fill one with topk.extras = "
+        f'["moments"], or with topk.k = {classes}, or choose another loss'
     )

@@ -70,7 +70,12 @@ def distillation_loss(
     ce = -log_s1_BC.gather(1, labels_B[:, None]).mean()
     if target is None:
         return Loss(total=ce, ce=ce, kd=ce.new_zeros(()))
-    if wrong := lack(criterion, target.ids_BK.shape[1], logits_BC.shape[1]):
+    if wrong := lack(
+        criterion,
+        target.ids_BK.shape[1],
+        logits_BC.shape[1],
+        has_moments=target.moments_B2 is not None,
+    ):
         raise ValueError(wrong)
     if temperature == 1.0:
         log_s_BC = log_s1_BC

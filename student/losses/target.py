@@ -4,7 +4,9 @@ Shapes: B rows, K kept classes, L = K + 1 with the tail, C classes.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,6 +28,13 @@ class SparseTarget:
     """float32 log-probabilities at temperature 1, in nats, finite."""
     tail_B: Tensor
     """float32 log-mass of the other classes at the loss's own temperature; -inf for none."""
+    moments_B2: Tensor | None = None
+    """float32 mean and standard deviation of all classes' log-probabilities, where recorded."""
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> Self:
+        """The same records after `move`, such as to another device."""
+        moments = None if self.moments_B2 is None else move(self.moments_B2)
+        return type(self)(move(self.ids_BK), move(self.logp_BK), move(self.tail_B), moments)
 
     def kept_at(self, temperature: float, log_s_BC: Tensor) -> Tensor:
         """[B, K] log-probabilities of the kept classes among themselves, in the student's type."""

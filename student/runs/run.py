@@ -17,10 +17,6 @@ class RunError(UserError):
     """A run's folder that cannot be used as asked."""
 
 
-class RunBusy(RunError):
-    """A run that another process is training."""
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """A folder with `run.json`, `last.pt`, `best.pt`, `metrics.jsonl` and `summary.json`."""
@@ -88,14 +84,14 @@ def locked(run: Run) -> Iterator[None]:
     """Lock a run for this process; the system unlocks it however the process ends.
 
     Raises:
-        RunBusy: another process is training it.
+        RunError: another process is training it.
     """
     with (run.folder / "lock").open("w") as file:
         try:
             # unlike flock's, this lock does not live on in the loader's forked workers
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise RunBusy(
+            raise RunError(
                 f"{run.folder} is being trained by another process: wait for it, stop it, or "
                 "choose another --out"
             ) from None

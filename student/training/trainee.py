@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from student.data.batches import MicroBatch
 from student.data.shuffle import step_seed
 from student.losses.distillation import distillation_loss
-from student.losses.target import SparseTarget
 from student.models.build import build_student, without_start
 from student.models.trial import ModelError, require_trainable
 from student.ranks import ALONE, Ranks
@@ -191,7 +190,7 @@ class Trainee:
         loss = distillation_loss(
             self._logits(batch.pixels_BHWC),
             batch.labels_B.to(device, non_blocking=True),
-            _on(batch.target, device) if batch.target else None,
+            batch.target and batch.target.mapped(lambda each: each.to(device, non_blocking=True)),
             alpha=distill.alpha,
             temperature=distill.temperature,
             tail=distill.tail,
@@ -265,11 +264,3 @@ def _optimizer(network: nn.Module, section: OptimizerSection) -> torch.optim.Opt
             f"optimizer.name = {section.name!r}, kwargs {section.kwargs}: timm makes no such "
             f"optimizer ({error}): use a name of timm.optim.list_optimizers(), such as lamb"
         ) from None
-
-
-def _on(target: SparseTarget, device: torch.device) -> SparseTarget:
-    return SparseTarget(
-        target.ids_BK.to(device, non_blocking=True),
-        target.logp_BK.to(device, non_blocking=True),
-        target.tail_B.to(device, non_blocking=True),
-    )

@@ -16,7 +16,6 @@ from teacher_cache.errors import (
 from teacher_cache.format.arrays import encode_shard, shard_key
 from teacher_cache.format.descriptions import descriptions
 from teacher_cache.format.encodings import stored_logp
-from teacher_cache.format.layout import RECORD_ARRAYS
 from teacher_cache.record import TopK
 from teacher_cache.storage.ledger import (
     MOST_ENTRY_BYTES,
@@ -86,7 +85,7 @@ def read_entry(cache: Cache, block: BlockId) -> BlockEntry | None:
             f"were copied here from there: {repair_advice(cache.place)}"
         )
     # The keys follow from the block, so an entry cannot make a reader open any other file.
-    expected = {shard_key(name, block) for name in RECORD_ARRAYS}
+    expected = {shard_key(name, block) for name in cache.layout.record_arrays}
     if {file.key for file in entry.files} != expected:
         raise DamagedRecords(
             f"ledger entry {cache.place}/{key} names other files than those of its block: "
@@ -119,11 +118,15 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
         return 0
     documents = descriptions(cache.layout, cache.view_count)
     logp = stored_logp(block.topk.logp_BK, cache.layout.encoding)
-    values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check)
-    entries = (rows, rows, rows, cache.layout.checks_of(shard))
+    moments = block.topk.moments_B2
+    if (moments is None) is cache.layout.moments:
+        raise ValueError("records have moments where the cache keeps none, or the other way round")
+    values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check, moments)
+    entries = (rows, rows, rows, cache.layout.checks_of(shard), rows)
     files = {
         shard_key(name, block.id): encode_shard(documents[name], name, block.id, own, value)
-        for name, own, value in zip(RECORD_ARRAYS, entries, values, strict=True)
+        for name, own, value in zip(cache.layout.record_arrays, entries, values, strict=False)
+        if value is not None
     }
     stored = tuple(StoredFile.of(key, data) for key, data in files.items())
     entry = BlockEntry(cache.owner, block.id, stored, source.sha256, producer, {})
@@ -134,5 +137,5 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
 
 def withdraw_block(cache: Cache, block: BlockId, folder: str) -> None:
     """Move a block to the quarantine, so that the next cache-teacher computes it again."""
-    files = [shard_key(name, block) for name in RECORD_ARRAYS]
+    files = [shard_key(name, block) for name in cache.layout.record_arrays]
     cache.place.withdraw(block_key(block), files, folder)

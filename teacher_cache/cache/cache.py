@@ -21,7 +21,7 @@ from teacher_cache.errors import (
     shortened,
 )
 from teacher_cache.format.descriptions import description_key, descriptions, encoded_description
-from teacher_cache.format.layout import RECORD_ARRAYS, Layout
+from teacher_cache.format.layout import MOMENTS_ARRAY, RECORD_ARRAYS, Layout
 from teacher_cache.format.manifest import MOST_BLOCKS, MOST_BYTES, Manifest
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.storage.keys import MANIFEST
@@ -214,7 +214,8 @@ def restore_descriptions(cache: Cache) -> None:
 def _with_views(name: str, document: Mapping[str, object], count: int) -> dict[str, object]:
     shape = document["shape"]
     assert isinstance(shape, list)
-    return {**document, "shape": [count, *shape[1:]] if name in RECORD_ARRAYS else shape}
+    has_views = name in (*RECORD_ARRAYS, MOMENTS_ARRAY)
+    return {**document, "shape": [count, *shape[1:]] if has_views else shape}
 
 
 def append_views(cache: Cache, view_count: int) -> Cache:

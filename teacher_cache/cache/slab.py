@@ -13,7 +13,7 @@ from teacher_cache.cache.blocks import read_entry
 from teacher_cache.cache.cache import Cache
 from teacher_cache.errors import DamagedRecords, MissingRecords, repair_advice
 from teacher_cache.format.arrays import decode_kept_rows, decode_shard, shard_key
-from teacher_cache.format.layout import RECORD_ARRAYS, Layout
+from teacher_cache.format.layout import MOMENTS_ARRAY, Layout
 from teacher_cache.parallel_map import mapped_ahead
 from teacher_cache.record import ROWS_PER_CHECK
 from teacher_cache.storage.keys import MANIFEST
@@ -37,6 +37,8 @@ class Slab:
     """Of the whole view."""
     kept_M: np.ndarray | None = None
     """int64 [M] the rows whose records the arrays hold, ascending; None: all."""
+    moments_N2: np.ndarray | None = None
+    """Where the cache keeps them."""
 
     def positions_of(self, rows_B: np.ndarray) -> np.ndarray:
         """Where in the arrays of records some rows are: int64 [B].
@@ -121,7 +123,7 @@ def _decode(
 ) -> None:
     """Decode a block's files, by array, as the `shard`-th of some arrays.
 
-    Of `ids`, `logp` and `tail` the arrays hold the records of `kept_M` alone, if it is given.
+    Of all but `check` the arrays hold the records of `kept_M` alone, if it is given.
 
     Raises:
         DamagedRecords: bytes that no writer of this format makes.
@@ -150,7 +152,8 @@ def _slab_of(
     rows = layout.rows
     ids, logp, tail = (arrays[name][:rows] for name in ("ids", "logp", "tail"))
     check = arrays["check"][: -(-rows // ROWS_PER_CHECK), 0]
-    return Slab(view, ids, logp, tail, check, absent_rows, kept_M)
+    moments = arrays[MOMENTS_ARRAY][:rows] if layout.moments else None
+    return Slab(view, ids, logp, tail, check, absent_rows, kept_M, moments)
 
 
 def _is_ascending(rows_M: np.ndarray, end: int) -> bool:
@@ -187,7 +190,7 @@ def committed_files(cache: Cache, entry: BlockEntry) -> dict[str, bytes]:
     """
     stated = {file.key: file for file in entry.files}
     found = {}
-    for name in RECORD_ARRAYS:
+    for name in cache.layout.record_arrays:
         file = stated[shard_key(name, entry.block)]
         data = cache.place.read(file.key, at_most=cache.layout.most_bytes(name))
         if (damage := file.damage(data)) or data is None:

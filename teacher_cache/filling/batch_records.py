@@ -58,7 +58,14 @@ def ask(
     asked = []
     for pixels_BHWC in batch.pixels_GBHWC:
         logits_BC = teacher.logits_of_batch(pixels_BHWC, recipe.teacher.batch_size)
-        asked.append(answers(logits_BC, k=recipe.topk.k, temperatures=recipe.topk.temperatures))
+        asked.append(
+            answers(
+                logits_BC,
+                k=recipe.topk.k,
+                temperatures=recipe.topk.temperatures,
+                moments=recipe.topk.keeps_moments,
+            )
+        )
     topk = tuple(_without(_fetched(each, rows, index), absent) for each in asked)
     unreadable = frozenset(batch.unreadable)
     return BatchRecords(rows, topk, batch.checks, unreadable, batch.sources_B)
@@ -81,15 +88,20 @@ def _without(topk: TopK, absent_B: np.ndarray) -> TopK:
         topk.ids_BK[absent_B] = np.iinfo(topk.ids_BK.dtype).max
         topk.logp_BK[absent_B] = np.nan
         topk.tail_BT[absent_B] = np.nan
+        if topk.moments_B2 is not None:
+            topk.moments_B2[absent_B] = np.nan
     return topk
 
 
 def block_of(block: BlockId, g: int, batches: Sequence[BatchRecords]) -> Block:
     """Join the records that batches of consecutive rows have of their `g`-th view to a block."""
+    parts = [batch.topk[g] for batch in batches]
+    moments = [each.moments_B2 for each in parts if each.moments_B2 is not None]
     topk = TopK(
-        np.concatenate([batch.topk[g].ids_BK for batch in batches]),
-        np.concatenate([batch.topk[g].logp_BK for batch in batches]),
-        np.concatenate([batch.topk[g].tail_BT for batch in batches]),
+        np.concatenate([each.ids_BK for each in parts]),
+        np.concatenate([each.logp_BK for each in parts]),
+        np.concatenate([each.tail_BT for each in parts]),
+        np.concatenate(moments) if moments else None,
     )
     start = int(batches[0].rows[0])
     check = np.zeros(-(-len(topk.ids_BK) // ROWS_PER_CHECK), np.uint32)

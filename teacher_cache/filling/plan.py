@@ -20,7 +20,7 @@ from teacher_cache.filling.opening import open_or_create
 from teacher_cache.format.arrays import encode_shard
 from teacher_cache.format.descriptions import descriptions
 from teacher_cache.format.encodings import stored_logp
-from teacher_cache.format.layout import Layout
+from teacher_cache.format.layout import MOMENTS_ARRAY, Layout
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.recipes.cache_recipe import CacheRecipe
 from teacher_cache.recipes.document import parse_recipe
@@ -157,6 +157,8 @@ class _Sample:
                 "tail": (rows, self.records.tail_NT),
                 "check": (checks, self.records.check),
             }
+            if self.records.moments_N2 is not None:
+                values[MOMENTS_ARRAY] = (rows, self.records.moments_N2)
             for name, (own, value) in values.items():
                 block, stored = BlockId(0, shard), value[own.start : own.stop]
                 total += len(encode_shard(documents[name], name, block, own, stored))

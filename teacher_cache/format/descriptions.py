@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from teacher_cache.format.encodings import NO_CODE, SCALE
-from teacher_cache.format.layout import RECORD_ARRAYS, SOURCE_ARRAY, Layout
+from teacher_cache.format.layout import MOMENTS_ARRAY, SOURCE_ARRAY, Layout
 from teacher_cache.record import ROWS_PER_CHECK, Encoding
 
 _CRC32C = {"name": "crc32c"}
@@ -33,10 +33,11 @@ def descriptions(layout: Layout, view_count: int) -> dict[str, dict[str, Any]]:
         "logp": [view_count, rows, layout.k],
         "tail": [view_count, rows, layout.temperatures],
         "check": [view_count, -(-rows // ROWS_PER_CHECK)],
+        **({MOMENTS_ARRAY: [view_count, rows, 2]} if layout.moments else {}),
         SOURCE_ARRAY: [rows],
     }
     found = {name: _description(name, layout, shape[name]) for name in shape}
-    assert tuple(found) == (*RECORD_ARRAYS, SOURCE_ARRAY)
+    assert tuple(found) == (*layout.record_arrays, SOURCE_ARRAY)
     if layout.encoding is Encoding.COMPACT:
         formula = {"sqrt_scale": SCALE, "logp": "-(code / sqrt_scale) ** 2"}
         found["logp"]["attributes"] = formula
@@ -76,7 +77,7 @@ def _values(name: str, layout: Layout) -> tuple[str, int | str]:
         return layout.ids_dtype.name, 2 ** (8 * layout.ids_dtype.itemsize) - 1
     if name == "logp" and layout.encoding is Encoding.COMPACT:
         return "uint16", NO_CODE
-    return ("float16", "NaN") if name in ("logp", "tail") else ("uint32", 0)
+    return ("float16", "NaN") if name in ("logp", "tail", MOMENTS_ARRAY) else ("uint32", 0)
 
 
 def _codecs(name: str, encoding: Encoding) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ import numpy as np
 from teacher_cache.record import CHUNK_ROWS, FILL_ID, ROWS_PER_CHECK, Encoding
 
 RECORD_ARRAYS = ("ids", "logp", "tail", "check")
+MOMENTS_ARRAY = "moments"
+"""A further array of records, where a recipe asks for it."""
 SOURCE_ARRAY = "source"
 INDEX_BYTES_PER_CHUNK = 16
 """A shard ends in an index: (offset, length) of each chunk, and the CRC-32C of these pairs."""
@@ -23,6 +25,13 @@ class Layout:
     temperatures: int
     class_count: int
     encoding: Encoding
+    moments: bool = False
+    """Whether mean and deviation of all classes' log-probabilities are kept."""
+
+    @property
+    def record_arrays(self) -> tuple[str, ...]:
+        """The names of the arrays of which every block has a shard."""
+        return (*RECORD_ARRAYS, MOMENTS_ARRAY) if self.moments else RECORD_ARRAYS
 
     @property
     def chunk_rows(self) -> int:
@@ -62,7 +71,7 @@ class Layout:
 
     def slab_bytes(self, kept_rows: int) -> int:
         """What the records of so many rows weigh in memory, with the view's `check`."""
-        record = self.k * (self.ids_dtype.itemsize + 2) + self.temperatures * 2
+        record = self.k * (self.ids_dtype.itemsize + 2) + self.temperatures * 2 + 4 * self.moments
         return kept_rows * record + 4 * -(-self.rows // ROWS_PER_CHECK)
 
     def empty_arrays(self, kept_rows: int | None = None) -> dict[str, np.ndarray]:
@@ -72,14 +81,15 @@ class Layout:
             kept_rows: M, how many rows' records are kept; None: all.
 
         Returns:
-            `ids`, `logp` and `tail`: [rows, padded to whole chunks; width], or [M, width]. `check`
-            is small and always whole: [entries, padded to whole chunks; 1].
+            `ids`, `logp`, `tail` and `moments`: [rows, padded to whole chunks; width], or
+            [M, width]. `check` is small and always whole: [entries, padded to whole chunks; 1].
         """
         padded = -(-self.rows // self.chunk_rows) * self.chunk_rows
         records = padded if kept_rows is None else kept_rows
-        return {
+        arrays = {
             "ids": np.empty((records, self.k), self.ids_dtype),
             "logp": np.empty((records, self.k), "<f2"),
             "tail": np.empty((records, self.temperatures), "<f2"),
             "check": np.empty((padded // ROWS_PER_CHECK, 1), "<u4"),
         }
+        return arrays | ({MOMENTS_ARRAY: np.empty((records, 2), "<f2")} if self.moments else {})

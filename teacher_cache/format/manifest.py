@@ -112,6 +112,7 @@ class Manifest:
             temperatures=len(recipe.topk.temperatures),
             class_count=self.class_count,
             encoding=recipe.storage.encoding,
+            moments=recipe.topk.keeps_moments,
         )
 
     def _require_sane(self, source: str) -> None:

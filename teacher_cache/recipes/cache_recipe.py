@@ -83,9 +83,19 @@ class TopKSection(Section):
     k: PositiveInt = 20
     temperatures: tuple[Temperature, ...] = (1.0, 2.0, 4.0)
     """The temperatures at which the tail's log-mass is stored; training may use any of them."""
+    extras: tuple[Literal["moments"], ...] = ()
+    """What else is kept: `moments`, mean and standard deviation of all classes' log-probabilities,
+    four bytes a record before compression, for `distill.loss = "standardized"`."""
+
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether mean and deviation are kept."""
+        return "moments" in self.extras
 
     @model_validator(mode="after")
     def _temperatures_differ(self) -> Self:
+        if len(set(self.extras)) != len(self.extras):
+            raise ValueError(f"got extras {self.extras}, expected each once")
         if not self.temperatures or len(set(self.temperatures)) != len(self.temperatures):
             msg = f"got temperatures {self.temperatures}, expected one or more, each once"
             raise ValueError(msg)
@@ -158,6 +168,7 @@ class CacheRecipe(Section):
         teacher: dict[str, Any] = dict.fromkeys([*member, "batch_size", "precision"], True)
         if self.teacher.ensemble:  # absent, not empty: the digests of single teachers stay
             teacher["ensemble"] = {"__all__": member}
+        topk = {"k", "temperatures"} | ({"extras"} if self.topk.extras else set())
         storage = {"rows_per_shard"}
         if self.storage.encoding is not Encoding.DEFAULT:  # absent, as in caches without the key
             storage |= {"encoding"}
@@ -166,7 +177,7 @@ class CacheRecipe(Section):
             include={
                 "teacher": teacher,
                 "views": set(ViewsSection.model_fields) - {"count"},
-                "topk": True,
+                "topk": topk,
                 "storage": storage,
             },
         )

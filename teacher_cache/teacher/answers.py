@@ -27,6 +27,8 @@ class Answers:
     """float64."""
     finite_B: Tensor
     """bool: whether all logits of a row are."""
+    moments_B2: Tensor | None = None
+    """float64, where asked for."""
 
     def fetch(self) -> TopK:
         """Wait for the device.
@@ -43,10 +45,13 @@ class Answers:
             .astype(np.uint16 if self.class_count <= FILL_ID else np.uint32),
             logp_BK=_float16(self.logp_BK),
             tail_BT=_float16(self.tail_BT),
+            moments_B2=None if self.moments_B2 is None else _float16(self.moments_B2),
         )
 
 
-def top_k(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> TopK:
+def top_k(
+    logits_BC: Tensor, *, k: int, temperatures: Sequence[float], moments: bool = False
+) -> TopK:
     """Keep the k best classes of every row and, per temperature, the log-mass of all others.
 
     With the tail, `softmax([logp / tau, tail_tau])` is the teacher's softmax at tau: exact on the
@@ -56,6 +61,7 @@ def top_k(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> TopK:
         logits_BC: float32 [B, C] on any device, finite.
         k: how many classes to keep, 1 to C.
         temperatures: the T temperatures whose tails are kept, each above 0.
+        moments: keep mean and standard deviation of all log-probabilities, too.
 
     Returns:
         ids [B, k], logp [B, k], tail [B, T]. The tail is -inf where k = C and only there: finite
@@ -65,10 +71,12 @@ def top_k(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> TopK:
         ValueError: k or a temperature out of range, logits that are not [B, C] float32, or
             non-finite logits (the message names the rows).
     """
-    return answers(logits_BC, k=k, temperatures=temperatures).fetch()
+    return answers(logits_BC, k=k, temperatures=temperatures, moments=moments).fetch()
 
 
-def answers(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> Answers:
+def answers(
+    logits_BC: Tensor, *, k: int, temperatures: Sequence[float], moments: bool = False
+) -> Answers:
     """`top_k` without waiting for the device; it takes and raises the same, but for what only
     `fetch` can tell: whether the logits are finite.
     """
@@ -85,12 +93,16 @@ def answers(logits_BC: Tensor, *, k: int, temperatures: Sequence[float]) -> Answ
     logp_BC -= logp_BC.amax(dim=1, keepdim=True)
     logp_BC -= torch.logsumexp(logp_BC, dim=1, keepdim=True)
     logp_BK = logp_BC.gather(1, ids_BK)
+    moments_B2 = None
+    if moments:
+        deviation_B, mean_B = torch.std_mean(logp_BC, dim=1, correction=0)
+        moments_B2 = torch.stack([mean_B, deviation_B], dim=1).clamp(max=-LOWEST_LOGP)
     logp_BC.masked_fill_(kept_BC, -torch.inf)
     tail_BT = logp_BC.new_empty(len(logp_BC), len(temperatures))
     for column, tau in enumerate(temperatures):
         tail_BT[:, column] = torch.logsumexp(logp_BC / tau, dim=1)
     finite_B = logits_BC.isfinite().all(dim=1)
-    return Answers(logits_BC.shape[1], ids_BK, logp_BK, tail_BT, finite_B)
+    return Answers(logits_BC.shape[1], ids_BK, logp_BK, tail_BT, finite_B, moments_B2)
 
 
 def _kept(logits_BC: Tensor, k: int) -> Tensor:

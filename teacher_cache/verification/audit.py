@@ -38,6 +38,9 @@ records may be unlucky, and another device model shifts all blocks alike (by 1e-
 another teacher or of other images are off by a thousand times as much."""
 NEGLIGIBLE_KL = KL_LIMIT / 10
 """Nats: no block whose mean is below this is foreign, whatever the others are."""
+MOMENTS_LIMIT = 0.02
+"""How far mean and deviation may be from the live teacher's, in nats, and of its deviation. A row
+beyond it counts as one whose best class has flipped."""
 CHANCE_OF_FALSE_ALARM = 1e-6
 """A sound block fails by its flipped best classes alone no more often than this."""
 _Key = TypeVar("_Key")
@@ -57,7 +60,7 @@ class Findings:
     kl_NT: np.ndarray
     """[n, T] KL(live || cached) in nats at each temperature, the tail as one class."""
     agree_N: np.ndarray
-    """bool [n] whether the live teacher's best class is the cached one."""
+    """bool [n] whether the live teacher's best class, and its moments, are the cached ones."""
     outside_N: np.ndarray
     """[n] the live teacher's mass outside its k best classes."""
     cosines: Mapping[tuple[float, Tail, Student], np.ndarray]
@@ -256,10 +259,7 @@ def _audit_block(
     renderer = ViewRenderer.of(index, recipe.views)
     parts: dict[str, list[Any]] = defaultdict(list)
     for start in range(0, len(rows), batch):
-        views = (
-            block.view,
-            block.view + 1,
-        )  # a trained-like student gives the teacher's answer to the next view
+        views = (block.view, block.view + 1)  # the next one is a trained-like student's answer
         images = render_here(renderer, Request(rows[start : start + batch], views))
         _require_readable(index, images)
         logits_BC, another_BC = (
@@ -268,7 +268,10 @@ def _audit_block(
         _compare_images(cache, index, images, slab, parts)
         own = images.request.rows - cache.rows(block.shard).start
         records = _records(slab, own)
-        for name, value in _compare_answers(logits_BC, records, recipe).items():
+        found = _compare_answers(logits_BC, records, recipe)
+        if slab.moments_N2 is not None:
+            found["agree"] &= _same_moments(logits_BC, slab.moments_N2[own])
+        for name, value in found.items():
             parts[name].append(value)
         cosines, lost = _compare_training(logits_BC, another_BC, records, recipe)
         parts["cosines"].append(cosines)
@@ -339,6 +342,15 @@ def _compare_answers(
     agree = (log_p_BC.argmax(1) == ids_BK[:, 0]).numpy()
     outside = bucketed(log_p_BC, ids_BK)[:, -1].exp().numpy()
     return {"kl": np.stack(kl_BT, 1), "agree": agree, "outside": outside}
+
+
+def _same_moments(logits_BC: Tensor, moments_B2: np.ndarray) -> np.ndarray:
+    """Whether mean and deviation are the live teacher's, bool [B], to a part of its deviation."""
+    log_p_BC = logits_BC.double().log_softmax(1)
+    live_B2 = torch.stack([log_p_BC.mean(1), log_p_BC.std(1, correction=0)], 1).numpy()
+    near = np.abs(live_B2 - moments_B2) <= MOMENTS_LIMIT * (1 + live_B2[:, 1:])
+    are_near: np.ndarray = near.all(1)
+    return are_near
 
 
 def _compare_training(

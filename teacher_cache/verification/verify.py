@@ -20,7 +20,7 @@ from teacher_cache.cache.teacher_sample import read_sample
 from teacher_cache.errors import CacheError, DamagedRecords, UnexpectedFile, printable
 from teacher_cache.format.arrays import chunk_index, shard_key, source_shard_key
 from teacher_cache.format.descriptions import description_key
-from teacher_cache.format.layout import RECORD_ARRAYS, SOURCE_ARRAY
+from teacher_cache.format.layout import SOURCE_ARRAY
 from teacher_cache.record import ROWS_PER_CHECK
 from teacher_cache.storage.keys import LOCK_KEY, MANIFEST, QUARANTINE, is_workbench
 from teacher_cache.storage.ledger import (
@@ -34,12 +34,15 @@ from teacher_cache.storage.ledger import (
     views_key,
 )
 from teacher_cache.verification.invariants import Rules, fault_in_checks, fault_in_records
+from teacher_cache.verification.moments import fault_in_moments
 
 _ABSENT = 2**64 - 1
 """Offset and length, in a shard's index, of a chunk that was never written."""
 _MOST_LOCK_BYTES = 1 << 20
 """The writers' lock says in a line who holds it."""
-_SHARD = re.compile(r"(ids|logp|tail)/c\.\d+\.\d+\.0|check/c\.\d+\.\d+|source/c\.\d+", re.ASCII)
+_SHARD = re.compile(
+    r"(ids|logp|tail|moments)/c\.\d+\.\d+\.0|check/c\.\d+\.\d+|source/c\.\d+", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,7 @@ def checked_block(cache: Cache, block: BlockId) -> tuple[list[Damage], int]:
         return [], 0
     files = {file.key: file for file in entry.files}
     damage, data = [], {}
-    for name in RECORD_ARRAYS:
+    for name in cache.layout.record_arrays:
         key = shard_key(name, block)
         try:
             found = cache.place.read(key, at_most=cache.layout.most_bytes(name))
@@ -223,6 +226,8 @@ def _fault(cache: Cache, block: BlockId, records: Slab) -> str | None:
     fault = fault_in_records(
         records.ids_NK, records.logp_NK, records.tail_NT, absent, rules
     ) or fault_in_checks(records.check, block.view, absent)
+    if not fault and records.moments_N2 is not None:
+        fault = fault_in_moments(records.logp_NK, records.moments_N2, absent, rules)
     return (
         f"names records that cannot be: row {rows.start + fault.row} has {fault.what}"
         if fault
@@ -286,13 +291,13 @@ def damage_beside_blocks(cache: Cache, keys: Collection[str]) -> Iterator[Damage
 
 def _beyond(cache: Cache, keys: list[str], named: set[BlockId]) -> tuple[list[str], list[str]]:
     """Keys that no entry names: first those that look like the format's, then all others."""
-    shards = range(cache.layout.shards)
+    shards, arrays = range(cache.layout.shards), cache.layout.record_arrays
     known = {MANIFEST, SAMPLE_KEY, LOCK_KEY}
-    known |= {description_key(name) for name in (*RECORD_ARRAYS, SOURCE_ARRAY, *INDEX_ARRAYS)}
+    known |= {description_key(name) for name in (*arrays, SOURCE_ARRAY, *INDEX_ARRAYS)}
     known |= {chunk_key(name) for name in INDEX_ARRAYS}
     known |= {block_key(block) for block in named}
     # Writers may commit while keys are listed: a block that is committed by now is no stray.
-    known |= {shard_key(name, block) for name in RECORD_ARRAYS for block in named}
+    known |= {shard_key(name, block) for name in arrays for block in named}
     known |= {source_key(shard) for shard in shards}
     known |= {views_key(count) for count in numbers_in(keys, "views")}
     known |= {source_shard_key(shard) for shard in numbers_in(keys, "source")}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from student.losses.criterion import TAILS, Criterion, mismatch
 from student.losses.distillation import criterion_mean, distillation_loss
+from student.losses.standardized import _of_moments, standardized
 from student.losses.target import SparseTarget
 from student.recipe import DistillSection
 from teacher_cache.record import Tail
@@ -219,7 +220,77 @@ def test_what_a_loss_cannot_be_computed_from_is_refused_by_name(
 def test_standardized_logits_of_some_classes_are_refused() -> None:
     logits, _, target = case(0, 2, 8, 7, 1.0)
     labels = torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="deviation of all 8 logits, the cache keeps the best 7"):
+    with pytest.raises(ValueError, match=r"of all 8 logits, the cache keeps the best 7 classes"):
         distillation_loss(
             logits, labels, target, alpha=0.5, temperature=1.0, criterion=Criterion.STANDARDIZED
         )
+
+
+def with_moments(teacher: Tensor, target: SparseTarget) -> SparseTarget:
+    moments = torch.stack([teacher.mean(1), teacher.std(1, correction=0)], 1)
+    return SparseTarget(target.ids_BK, target.logp_BK, target.tail_B, moments)
+
+
+@given(seeds, st.integers(4, 30), taus, st.data())
+@settings(deadline=None)
+def test_standardized_logits_by_moments_are_exact_on_the_kept_classes(
+    seed: int, classes: int, tau: float, data: st.DataObject
+) -> None:
+    """Among themselves: their differences of Z do not depend on what stands for the others."""
+    kept = data.draw(st.integers(2, classes - 1))
+    logits, teacher, target = case(seed, 4, classes, kept, tau)
+    z_BC = (teacher - teacher.mean(1, keepdim=True)) / teacher.std(1, correction=0, keepdim=True)
+    log_s = torch.log_softmax(logits / tau, dim=1)
+    found = _of_moments(log_s, with_moments(teacher, target), tau)
+    torch.testing.assert_close(
+        found.gather(1, target.ids_BK), (z_BC / tau).gather(1, target.ids_BK)
+    )
+    others = found.scatter(1, target.ids_BK, -torch.inf).amax(1)
+    assert (others <= found.gather(1, target.ids_BK).amin(1) + 1e-12).all()
+
+
+def test_standardized_logits_are_whole_where_the_other_classes_are_alike() -> None:
+    logits, teacher, _ = case(1, 4, 20, 3, 1.0)
+    ids = teacher.topk(3, dim=1).indices
+    low = teacher.gather(1, ids)[:, -1:] - 2
+    teacher = torch.log_softmax(low.expand(4, 20).scatter(1, ids, teacher.gather(1, ids)), 1)
+    rest = teacher.scatter(1, ids, -torch.inf)
+    target = SparseTarget(ids, teacher.gather(1, ids), rest.logsumexp(1))
+    leaf = logits.requires_grad_()
+    for tau in (1.0, 2.0):
+        pair = []
+        for found in (with_moments(teacher, target), None):
+            log_s = torch.log_softmax(leaf / tau, dim=1)
+            loss = (
+                whole(Criterion.STANDARDIZED, log_s, torch.log_softmax(teacher / tau, 1), tau)
+                if found is None
+                else standardized(log_s, found, tau).mean()
+            )
+            pair.append(with_gradient(loss, leaf))
+        torch.testing.assert_close(*pair)
+
+
+@given(
+    st.lists(st.floats(-60_000, 0, width=16), min_size=3, max_size=3),
+    st.floats(-60_000, 0, width=16),
+    st.floats(0, 65_504, width=16),
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=8, max_size=8),
+    taus,
+)
+@settings(deadline=None)
+def test_standardized_logits_by_any_moments_are_finite(
+    logp: list[float], mean: float, deviation: float, logits: list[float], tau: float
+) -> None:
+    target = SparseTarget(
+        torch.tensor([[4, 0, 2]]), torch.tensor([logp]), torch.tensor([-1.0]),
+        torch.tensor([[mean, deviation]]),
+    )  # fmt: skip
+    leaf = torch.tensor([logits]).requires_grad_()
+    loss = distillation_loss(
+        leaf, torch.tensor([1]), target,
+        alpha=1.0, temperature=tau, criterion=Criterion.STANDARDIZED,
+    ).total  # fmt: skip
+    loss.backward()
+    assert loss.isfinite()
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()

@@ -621,12 +621,15 @@ def test_the_other_losses_train_too(scans, filled, tmp_path, loss):
         job(run.folder, scans, filled.place.root, schedule__epochs=1)
 
 
-def test_standardized_logits_need_a_cache_of_all_classes(scans, filled, tmp_path):
+def test_standardized_logits_need_all_classes_or_their_moments(scans, filled, tmp_path):
     changes = {"distill__loss": "standardized", "schedule__epochs": 1}
-    with pytest.raises(CacheError, match="of all 3 logits, the cache keeps the best 2: fill one"):
+    with pytest.raises(CacheError, match="of all 3 logits, the cache keeps the best 2 classes and"):
         job(tmp_path / "run", scans, filled.place.root, **changes)
     whole = fill_cache(tmp_path / "cache", scans / "train", cache_recipe(topk__k=3))
     trained(tmp_path / "run", scans, whole.place.root, **changes)
+    recipe = cache_recipe(topk__extras=["moments"])
+    moments = fill_cache(tmp_path / "moments", scans / "train", recipe)
+    trained(tmp_path / "other", scans, moments.place.root, **changes)
 
 
 def test_bfloat16_trains_and_is_another_run_than_float32(scans, tmp_path):
