@@ -37,7 +37,8 @@ def logits_of(shape, rows, classes, scale, seed):
         return normal
     if shape == "all alike":
         return torch.full((rows, classes), scale)
-    return normal * scale if shape == "normal" else torch.where(normal > 0, scale, -scale)
+    found = normal * scale if shape == "normal" else torch.where(normal > 0, scale, -scale)
+    return found.clamp(-3e38, 3e38)
 
 
 def fault(topk, encoding=Encoding.DEFAULT, absent=(), classes=100):
