@@ -16,6 +16,7 @@ from teacher_cache.errors import (
 from teacher_cache.format.arrays import encode_shard, shard_key
 from teacher_cache.format.descriptions import descriptions
 from teacher_cache.format.encodings import stored_logp
+from teacher_cache.format.layout import MOMENTS_ARRAY, RECORD_ARRAYS
 from teacher_cache.record import TopK
 from teacher_cache.storage.ledger import (
     MOST_ENTRY_BYTES,
@@ -136,6 +137,9 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
 
 
 def withdraw_block(cache: Cache, block: BlockId, folder: str) -> None:
-    """Move a block to the quarantine, so that the next cache-teacher computes it again."""
-    files = [shard_key(name, block) for name in cache.layout.record_arrays]
+    """Move a block to the quarantine, so that the next cache-teacher computes it again.
+
+    Its entry may be a stranger's and name files of an array that this cache has not: they go, too.
+    """
+    files = [shard_key(name, block) for name in (*RECORD_ARRAYS, MOMENTS_ARRAY)]
     cache.place.withdraw(block_key(block), files, folder)
