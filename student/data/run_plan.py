@@ -54,10 +54,15 @@ def plan_run(recipe: StudentRecipe, data: TrainingData, ranks: Ranks = ALONE) ->
     """Cut every epoch into whole batches; which rows are left out differs from epoch to epoch.
 
     Raises:
-        ImagesError: fewer images than one batch.
+        ImagesError: fewer images than one batch, or one class.
         RanksError: a batch that the ranks cannot share.
     """
     batch_size = recipe.optimizer.batch_size
+    if data.class_count < 2:
+        raise ImagesError(
+            f"{data.index.root} holds 1 class, expected 2 or more, a folder each: of one class "
+            "there is nothing to learn"
+        )
     if len(data.rows) < batch_size:
         raise ImagesError(
             f"optimizer.batch_size is {batch_size}, the data holds {len(data.rows)} images: "

@@ -25,6 +25,7 @@ from teacher_cache.images.source import (
     ImageSource,
     ImageUnavailable,
     Listing,
+    is_image,
     printable,
     read_regular_file,
     several,
@@ -360,6 +361,11 @@ def _list_path(path: Path) -> Listing:
     """A folder, a tar, or a folder inside a tar."""
     for tar in (path, *path.parents):
         if tar.is_file():
+            if is_image(tar.name):
+                raise ImagesError(
+                    f"{tar} is an image, expected a folder of class folders, or a tar of them: "
+                    f"pass the folder that holds {tar.parent.name}/"
+                )
             return list_tar(tar, path.relative_to(tar).as_posix() if tar != path else "")
     return list_folder(path)
 

@@ -164,8 +164,9 @@ def read_toml(path: Path, package: str, *, folder: str = "recipes") -> dict[str,
     path = local_path(path)
     found = path if path.is_file() else shipped.get(path.name.removesuffix(".toml"))
     if found is None:
+        what = "a folder, and no file" if path.is_dir() else "no such file"
         raise RecipeError(
-            f"{path}: no such file; give the path of a .toml file, or the name of one of the "
+            f"{path}: {what}; give the path of a .toml file, or the name of one of the "
             f"shipped {folder}: " + ", ".join(shipped)
         )
     try:

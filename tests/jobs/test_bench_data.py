@@ -1,14 +1,16 @@
 """`bench-data` on small real folders: what it prints, and that its figures hang together."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 from small import student_document, to_toml
 
-from student.speed.throughput import workers_needed
+from student.speed.throughput import _sample, workers_needed
 from teacher_cache.errors import UserError
+from teacher_cache.images.index import index_images
 
 STAGES = {"read", "decode", "crop+resize", "ops", "erase", "sample", "transport"}
 
@@ -81,3 +83,16 @@ def test_workers_needed_is_the_fewest_that_suffice_and_scales_beyond_what_was_me
     ]  # fmt: skip
     with pytest.raises(UserError, match="pass --workers"):
         workers_needed({0: 90.0}, 10)
+
+
+def test_the_sample_of_a_tar_is_read_under_its_own_names(scans, tmp_path):
+    with tarfile.open(tmp_path / "scans.tar", "w") as tar:
+        tar.add(scans / "train", arcname="")
+    for data in (tmp_path / "scans.tar", scans / "train"):
+        index = index_images(str(data))
+        sample = _sample(index)
+        rows = [index.keys[row] for row in range(len(index))]
+        for place in range(len(sample)):
+            row = rows.index(sample.keys[place])
+            assert sample.read(place) == index.read(row)
+            assert sample.labels[place] == index.labels[row]

@@ -51,3 +51,17 @@ def test_an_image_that_is_away_stops_a_fill_even_where_unreadable_ones_are_skipp
     (own_scans / "train" / "digit-1" / "007.png").unlink()
     (own_scans / "kept").rename(own_scans / "train" / "digit-1" / "007.png")
     assert "complete" in cli(*asked).stdout
+
+
+def test_one_image_one_class_or_a_folder_in_a_recipes_place_is_told(cli, scans, tmp_path):
+    image = next((scans / "train" / "digit-0").iterdir())
+    one = tmp_path / "one"
+    shutil.copytree(scans / "train" / "digit-0", one / "digit-0")
+    student = ("train-student", "digits-student", "--set", "distill.alpha=0", "--out", "run")
+    plain = ("--val", scans / "val")
+    said = cli(*student, "--data", image, *plain, check=1).stderr
+    assert "is an image, expected a folder of class folders, or a tar" in said
+    said = cli(*student, "--data", one, "--val", one, check=1).stderr
+    assert f"{one} holds 1 class, expected 2 or more" in said
+    said = cli("train-student", one, "--data", one, *plain, "--out", "run", check=2).stderr
+    assert f"{one}: a folder, and no file; give the path of a .toml file" in said
