@@ -586,6 +586,59 @@ def _counts(text: str | None) -> list[int]:
     return sorted({int(part) for part in text.split(",")})
 
 
+@app.command(
+    epilog=example("compare-online digits-student --teacher digits --cache cache --data train")
+)
+def compare_online(
+    recipe: RecipeArgument,
+    teacher: Annotated[
+        Path,
+        typer.Option(metavar="RECIPE", parser=local_path, help="The cache's recipe."),
+    ],
+    cache: Annotated[str, typer.Option(metavar="CACHE", help="From cache-teacher.")],
+    data: DataOption,
+    overrides: OverridesOption = None,
+    teacher_overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher-set", metavar="SECTION.KEY=VALUE", help="Override one of --teacher's keys."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Also train both ways for so many steps.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", parser=local_path, help="Where --steps draws the losses."),
+    ] = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Loss, gradient and time of a step: from the cache, and with the teacher in the loop."""
+    from student.recipe import StudentRecipe
+    from student.results.online import Online, draw_curves, facts_of
+    from teacher_cache.filling.opening import require_same_origin
+    from teacher_cache.recipes.cache_recipe import CacheRecipe
+    from teacher_cache.recipes.document import load_recipe
+
+    settings = load_recipe(recipe, StudentRecipe, overrides=overrides or (), package="student")
+    own = load_recipe(
+        teacher, CacheRecipe, overrides=teacher_overrides or (), package="teacher_cache"
+    )
+    training = _training_data(settings, cache, data, None, accept=False)
+    assert training.cache is not None
+    asked = _teacher(own, training.class_count, device)
+    require_same_origin(training.cache, own, training.index, asked)
+    online = Online(settings, training, asked, own, _device(device))
+    facts = facts_of(online)
+    if steps:
+        facts["losses"] = lines = list(online.trained(steps))
+        if out is not None:
+            draw_curves(lines, out)
+    if not as_json and steps:
+        last = facts.pop("losses")[-1]
+        facts |= {f"{name}: loss after {steps} steps": last[name] for name in ("cached", "dense")}
+    _show(facts, as_json=as_json)
+
+
 @app.command(epilog=example("run-study small --data train --val val --out study"))
 def run_study(
     study: Annotated[

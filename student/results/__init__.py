@@ -4,4 +4,5 @@ evaluate    a run's accuracy, as trained and folded
 export      a run's network in a file
 onnx_file   ONNX, written and compared
 card        what an exported file says of itself
+online      training on a cache beside training with the teacher in the loop
 """

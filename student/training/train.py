@@ -174,7 +174,7 @@ def _train(job: _Job) -> Iterator[Progress]:
                 yield from _waiting(job, stream)
                 continue
             _agree(job)
-            lr = _learning_rate(recipe, plan, state.step)
+            lr = rate_at(recipe, plan, state.step)
             with job.interval.watch.during("compute"):
                 losses = job.trainee.step(step_batches, lr=lr, step=state.step)
             state.step += 1
@@ -282,7 +282,8 @@ def _keep_if_best(job: _Job, accuracies: Mapping[str, float]) -> None:
                 job.state.save(job.run, job.trainee)  # it also restores the best accuracy so far
 
 
-def _learning_rate(recipe: StudentRecipe, plan: Plan, step: int) -> float:
+def rate_at(recipe: StudentRecipe, plan: Plan, step: int) -> float:
+    """The learning rate of a step of the run."""
     return learning_rate(
         step,
         total_steps=plan.total_steps,

@@ -104,7 +104,8 @@ def test_a_rerun_of_what_is_done_is_a_job_that_says_so(cli, recipes, scans, tmp_
 
 COMMANDS = (
     "cache-teacher", "train-student", "evaluate", "export", "models", "inspect-cache",
-    "verify-cache", "audit-cache", "plan-cache", "bench-data", "recipes", "serve", "demo", "jobs",
+    "verify-cache", "audit-cache", "plan-cache", "bench-data", "compare-online", "run-study",
+    "recipes", "serve", "demo", "jobs",
 )  # fmt: skip
 
 
