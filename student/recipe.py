@@ -82,11 +82,35 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Cosine per step, after a linear warm-up."""
+    """A linear warm-up, then a cosine per step, or steps."""
 
+    name: Literal["cosine", "step"] = "cosine"
     epochs: PositiveInt = 600
     min_lr: NotNegative = 0.0
+    """Where the cosine ends."""
     warmup_epochs: NotNegative = 0.0
+    decay_epochs: Positive = 2.4
+    """Of `step`: after so many epochs each the rate is multiplied by `decay_rate`. The paper's
+    table 6 gives neither; these are those of timm's recipes for EfficientNet and its like."""
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.97
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> Self:
+        default = ScheduleSection.model_fields
+        odd = [
+            key
+            for key in ("decay_epochs", "decay_rate")
+            if getattr(self, key) != default[key].default
+        ]
+        if self.name == "cosine" and odd:
+            raise ValueError(f'{odd[0]} belongs to name = "step": set it, or leave {odd[0]} out')
+        if self.name == "step" and self.min_lr:
+            raise ValueError('min_lr belongs to name = "cosine", where it ends: leave it out')
+        return self
+
+    def later(self) -> set[str]:
+        """Keys that came later, and are not part of the identity of a run with a cosine."""
+        return {"name", "decay_epochs", "decay_rate"} if self.name == "cosine" else set()
 
 
 class EmaSection(Section):
@@ -200,6 +224,7 @@ class StudentRecipe(Section):
             mode="json",
             exclude={
                 "distill": same_loss,
+                "schedule": self.schedule.later(),
                 "images": True,  # it changes nothing where all images can be read
                 "loader": True,
                 "student": {"checkpoint", "use_ema"} - set(started),

@@ -40,3 +40,22 @@ def learning_rate(
         return peak * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def stepped_rate(
+    step: int, *, warmup_steps: int, peak: float, decay_steps: float, decay_rate: float
+) -> float:
+    """Linear warm-up to `peak` as above, then `decay_rate` times less after each `decay_steps`.
+
+    timm's step schedule, per optimizer step: peak decay_rate^floor((step - warm-up) / decay_steps).
+
+    Args:
+        step: number of steps done before this one.
+        warmup_steps: 0 for none.
+        peak: the highest rate.
+        decay_steps: above 0; it need not be whole.
+        decay_rate: above 0, at most 1.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    return peak * decay_rate ** math.floor((step - warmup_steps) / decay_steps)

@@ -20,7 +20,7 @@ from student.ranks import ALONE, Ranks
 from student.recipe import StudentRecipe
 from student.runs.metrics import append_metrics, best_evaluation, forget_after, last_evaluation
 from student.runs.run import Run, locked
-from student.schedule import learning_rate
+from student.schedule import learning_rate, stepped_rate
 from student.training.evaluation import Evaluation, evaluate, evaluation_of, require_ready
 from student.training.log_interval import Interval
 from student.training.start import accept_validation_set
@@ -284,14 +284,22 @@ def _keep_if_best(job: _Job, accuracies: Mapping[str, float]) -> None:
 
 def rate_at(recipe: StudentRecipe, plan: Plan, step: int) -> float:
     """The learning rate of a step of the run."""
+    schedule, peak = recipe.schedule, recipe.optimizer.lr
+    warmup = min(round(schedule.warmup_epochs * plan.steps_per_epoch), plan.total_steps - 1)
+    if schedule.name == "step":
+        return stepped_rate(
+            step,
+            warmup_steps=warmup,
+            peak=peak,
+            decay_steps=schedule.decay_epochs * plan.steps_per_epoch,
+            decay_rate=schedule.decay_rate,
+        )
     return learning_rate(
         step,
         total_steps=plan.total_steps,
-        warmup_steps=min(
-            round(recipe.schedule.warmup_epochs * plan.steps_per_epoch), plan.total_steps - 1
-        ),
-        peak=recipe.optimizer.lr,
-        minimum=recipe.schedule.min_lr,
+        warmup_steps=warmup,
+        peak=peak,
+        minimum=schedule.min_lr,
     )
 
 

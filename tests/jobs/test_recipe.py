@@ -358,3 +358,24 @@ def test_a_home_folder_is_found_and_a_url_is_no_file(tmp_path, monkeypatch):
     for place in ("s3://bucket/weights.pt", "s3:/bucket/weights.pt", "~no-such-user/w.pt"):
         with pytest.raises(RecipeError, match=r"teacher\.checkpoint: got .*expected a path"):
             load(tmp_path, cache_document(), f"teacher.checkpoint={place}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule__decay_rate": 0.9}, 'decay_rate belongs to name = "step"'),
+        ({"schedule__name": "step", "schedule__min_lr": 0.001}, 'min_lr belongs to name = "cos'),
+        ({"schedule__name": "linear"}, "schedule.name"),
+    ],
+)
+def test_a_key_of_another_schedule_is_refused(changes, said):
+    with pytest.raises(RecipeError, match=".") as error:
+        parse_recipe(student_document(**changes), StudentRecipe, source="test")
+    assert said in str(error.value)
+
+
+def test_a_step_schedule_is_another_run_and_a_cosine_keeps_its_identity():
+    cosine = parse_recipe(student_document(), StudentRecipe, source="test")
+    stepped = parse_recipe(student_document(schedule__name="step"), StudentRecipe, source="test")
+    assert set(cosine.identity()["schedule"]) == {"epochs", "min_lr", "warmup_epochs"}
+    assert stepped.identity()["schedule"]["decay_rate"] == 0.97

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.step_lr import StepLRScheduler
 
-from student.schedule import learning_rate
+from student.schedule import learning_rate, stepped_rate
 
 
 @st.composite
@@ -88,3 +89,28 @@ def test_arguments_out_of_range_are_refused(
     run = {"total_steps": 10, "warmup_steps": 2, "peak": 0.1, "minimum": 0.0} | changed
     with pytest.raises(ValueError, match=message):
         learning_rate(step, **run)  # type: ignore[arg-type]
+
+
+@given(
+    st.integers(0, 50), st.floats(0.3, 200.0), st.floats(0.01, 1.0), st.floats(1e-6, 10.0),
+    st.integers(0, 5_000),
+)  # fmt: skip
+@settings(deadline=None, max_examples=200)
+def test_steps_are_timms_stepped_per_update(
+    warmup: int, decay_steps: float, decay_rate: float, peak: float, step: int
+) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    scheduler = StepLRScheduler(
+        optimizer,
+        decay_t=decay_steps,
+        decay_rate=decay_rate,
+        warmup_t=warmup,
+        warmup_lr_init=peak / (warmup + 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    scheduler.step_update(step)
+    found = stepped_rate(
+        step, warmup_steps=warmup, peak=peak, decay_steps=decay_steps, decay_rate=decay_rate
+    )
+    assert found == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
