@@ -16,10 +16,12 @@ from cli import app
 from student.demo import write_digits
 
 README = (REPOSITORY / "README.md").read_text()
+TEACHERS = (REPOSITORY / "docs" / "teachers.md").read_text()
 
 
-def blocks():
-    return re.findall(r"^```\n(.*?)^```$", README, flags=re.M | re.S)
+def blocks(page=README):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.M | re.S)
+    return [block for language, block in found if not language]
 
 
 def parsed(block):
@@ -64,3 +66,13 @@ def test_the_readmes_commands_on_digits_run_word_for_word(process, tmp_path):
     assert {job["state"] for job in jobs} == {"succeeded"}
     folded = timm.utils.reparameterize_model(timm.create_model("ghostnetv3_050", num_classes=10))
     folded.load_state_dict(load_file(tmp_path / "student.safetensors"))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_teachers_run_word_for_word(process, tmp_path):
+    write_digits(tmp_path / "digits")
+    (block,) = blocks(TEACHERS)
+    ran = {arguments[0]: process(*arguments).stdout for arguments in parsed(block)}
+    assert json.loads(ran["evaluate"])["top1"] > 90
+    assert json.loads(ran["inspect-cache"])["complete views"] == 4
+    assert json.loads(ran["audit-cache"])["passed"] is True
