@@ -5,7 +5,7 @@ TESTS ?= tests
 # a process a core; the tests of one file share their fixtures
 PYTEST = $(BIN)/python -m pytest $(TESTS) -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: setup demo test test-all browser check bench lock clean
+.PHONY: setup demo test test-all test-models browser check bench lock clean
 
 setup: .venv/.installed
 
@@ -23,10 +23,14 @@ demo: setup
 	$(BIN)/python cli.py demo
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not models"
 
 test-all: test
 	$(PYTEST) -m slow
+
+# every network of the paper's Table 9 as a student: an hour
+test-models: setup
+	$(BIN)/python -m pytest tests/student/models/test_table9.py -n auto --maxprocesses 8
 
 # what the page's tests open, and the proxy before it; without them these tests are skipped
 browser:
