@@ -343,6 +343,11 @@ def evaluate(
             "--skip-unreadable", help="Leave out images that do not decode, at most 1% of them."
         ),
     ] = False,
+    size: Annotated[int | None, typer.Option(min=8, help="Pixels a side; none: the run's.")] = None,
+    crop_ratio: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="Size over the shorter side; none: the recipe's."),
+    ] = None,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -357,7 +362,13 @@ def evaluate(
     validation = index_images(val, class_ids=opened.class_ids)
     unreadable = UnreadableImages(skip_unreadable=True) if skip_unreadable else None
     facts = evaluate_run(
-        opened, validation, _device(device), Weights(weights), unreadable=unreadable
+        opened,
+        validation,
+        _device(device),
+        Weights(weights),
+        unreadable=unreadable,
+        size=size,
+        crop_ratio=crop_ratio,
     )
     _show(facts, as_json=as_json)
 
@@ -635,7 +646,8 @@ def compare_online(
             draw_curves(lines, out)
     if not as_json and steps:
         last = facts.pop("losses")[-1]
-        facts |= {f"{name}: loss after {steps} steps": last[name] for name in ("cached", "dense")}
+        for name in ("cached", "dense"):
+            facts[f"{name}: loss after {steps} steps"] = round(last[name], 4)
     _show(facts, as_json=as_json)
 
 

@@ -3,6 +3,7 @@
 B images, C classes.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ def evaluate_run(
     weights: Weights = Weights.AVERAGED,
     *,
     unreadable: UnreadableImages | None = None,
+    size: int | None = None,
+    crop_ratio: float | None = None,
 ) -> dict[str, Any]:
     """Facts by name: accuracy of a run's weights, as trained and folded, and how far it got.
 
@@ -32,15 +35,22 @@ def evaluate_run(
         device: where.
         weights: which of the run's.
         unreadable: what becomes of images that do not decode; None: as in training.
+        size: pixels a side; None: the run's.
+        crop_ratio: size over the shorter side of the resized image; None: the recipe's.
 
     Raises:
         WeightsError: the run has no checkpoint.
         ImagesError: an image that does not decode, or cannot be read.
     """
     saved = saved_state(run, weights)
-    network = network_of(run, saved, weights).to(device)
+    network = network_of(run, saved, weights, size=size).to(device)
+    run = replace(run, size=size or run.size)
     folded = fold(network)
-    recipe = run.recipe.model_copy(update={"images": unreadable or run.recipe.images})
+    own = run.recipe.evaluation
+    section = own.model_copy(update={"crop_ratio": crop_ratio or own.crop_ratio})
+    recipe = run.recipe.model_copy(
+        update={"images": unreadable or run.recipe.images, "evaluation": section}
+    )
     evaluation = evaluation_of(recipe, validation, size=run.size, interpolation=run.interpolation)
     trained, plain = evaluate([network, folded], evaluation, Normalization.of(network, device))
     return {
@@ -48,6 +58,8 @@ def evaluate_run(
         "model": run.recipe.student.model,
         "weights": str(weights_kept(run, weights)),
         "standing": standing(run, saved),
+        "size": run.size,
+        "crop ratio": section.crop_ratio,
         "images": len(validation) - len(evaluation.unreadable.rows),
         "top1": round(trained.top1, 4),
         "top5": round(trained.top5, 4),

@@ -2,12 +2,13 @@
 
 from enum import StrEnum
 
+import torch
 from torch import nn
 
 from student.models.build import build_student, without_start
 from student.runs.checkpoint import Checkpoint, load_checkpoint
 from student.runs.run import Run
-from teacher_cache.networks.weights import load_weights
+from teacher_cache.networks.weights import fitted, load_weights
 
 
 class Weights(StrEnum):
@@ -52,8 +53,16 @@ def load_network(run: Run, weights: Weights = Weights.AVERAGED) -> nn.Module:
     return network_of(run, saved_state(run, weights), weights)
 
 
-def network_of(run: Run, saved: Checkpoint, weights: Weights) -> nn.Module:
+def network_of(
+    run: Run, saved: Checkpoint, weights: Weights, *, size: int | None = None
+) -> nn.Module:
     """The network of a state that was read already, in evaluation mode.
+
+    Args:
+        run: whose.
+        saved: one of its states.
+        weights: which of the state's.
+        size: pixels a side, other than the run's: position embeddings are resized as timm does.
 
     Raises:
         WeightsError: the weights are not those of the run's network.
@@ -62,9 +71,13 @@ def network_of(run: Run, saved: Checkpoint, weights: Weights) -> nn.Module:
     network = build_student(
         run.recipe.student.model,
         num_classes=run.class_count,
-        image_size=run.size,
+        image_size=size or run.size,
         reparam=run.recipe.reparam,
         kwargs=without_start(run.recipe.student.kwargs),
     )
-    load_weights(network, averaged or saved.model, source=str(run.folder))
-    return network.eval()
+    state, source = averaged or saved.model, str(run.folder)
+    if size in (None, run.size):
+        load_weights(network, state, source=source)
+        return network.eval()
+    example = torch.zeros(1, 3, size, size)
+    return fitted(network, run.recipe.student.model, state, source=source, example=example).eval()

@@ -28,7 +28,7 @@ def draw(study: Study, found: Sequence[Comparison], file: Path) -> None:
             axes[0].plot(ends, [place, place], "-", lw=1.6, color="tab:blue")
         if has_published and each.row.published is not None:
             axes[1].plot([each.row.published], [place], "s", ms=5, color="tab:orange")
-    axes[0].set(title="measured here", xlabel="top-1 [%]")
+    axes[0].set(title="measured here" if has_published else None, xlabel="top-1 [%]")
     axes[0].set_yticks(range(len(shown)), [each.row.name for each in shown])
     axes[0].invert_yaxis()
     if has_published:
