@@ -62,7 +62,8 @@ def write_digits(folder: Path) -> None:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UserError(
-            f"the demo needs scikit-learn and matplotlib ({error}): pip install 'retort[demo]'"
+            f"the demo needs scikit-learn and matplotlib ({error}): "
+            "pip install 'retort-distill[demo]'"
         ) from None
     if folder.exists():
         return

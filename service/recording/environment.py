@@ -5,7 +5,16 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("retort", "torch", "torchvision", "timm", "zarr", "numcodecs", "pillow", "numpy")
+LIBRARIES = (
+    "retort-distill",
+    "torch",
+    "torchvision",
+    "timm",
+    "zarr",
+    "numcodecs",
+    "pillow",
+    "numpy",
+)
 GIT_TIMEOUT_S = 5.0
 
 

@@ -31,8 +31,8 @@ def require_onnx() -> None:
             importlib.import_module(package)
     except ImportError as error:
         raise OnnxError(
-            f"ONNX needs onnx, onnxscript and onnxruntime ({error}): pip install 'retort[export]', "
-            "or export to a .safetensors file"
+            f"ONNX needs onnx, onnxscript and onnxruntime ({error}): "
+            "pip install 'retort-distill[export]', or export to a .safetensors file"
         ) from None
 
 

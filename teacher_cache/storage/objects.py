@@ -189,7 +189,9 @@ def open_objects(url: str) -> Objects:
         LocationError: obstore cannot open this URL with the settings in the environment.
     """
     if obstore is None:
-        raise StoreError(f"{url} needs obstore, which is missing: pip install 'retort[stores]'")
+        raise StoreError(
+            f"{url} needs obstore, which is missing: pip install 'retort-distill[stores]'"
+        )
     if url.partition("://")[0] == "memory":
         raise LocationError(f"{url} ends with the process: choose a folder, or s3://BUCKET/PREFIX")
     try:

@@ -29,7 +29,9 @@ from teacher_cache.networks.reparam import ReparamSpec, fold
 from teacher_cache.networks.weights import load_weights
 from teacher_cache.recipes.document import parse_recipe
 
-ONNX_MISSING = "onnx, onnxscript or onnxruntime is not installed: pip install 'retort[export]'"
+ONNX_MISSING = (
+    "onnx, onnxscript or onnxruntime is not installed: pip install 'retort-distill[export]'"
+)
 
 
 def needs_onnx():
@@ -194,7 +196,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
 ):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     error = cli("export", run.folder, "--out", "student.onnx", check=1).stderr
-    assert "pip install 'retort[export]'" in error
+    assert "pip install 'retort-distill[export]'" in error
     assert not list(tmp_path.glob("student*"))
 
 

@@ -454,7 +454,7 @@ def test_without_obstore_the_error_names_the_extra(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
     )
-    assert "pip install 'retort[stores]'" in done.stderr
+    assert "pip install 'retort-distill[stores]'" in done.stderr
 
 
 def test_the_commands_take_a_url(cli, bucket, scans, tmp_path, filled):
