@@ -137,8 +137,9 @@ def test_a_run_killed_mid_epoch_ends_with_the_bytes_of_an_unbroken_one(process, 
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
+@pytest.mark.slow
 def test_the_first_signal_commits_the_tile_at_hand_and_says_how_to_continue(
     process, long_cache, tmp_path, number, code
 ):

@@ -70,6 +70,7 @@ def wait_until(process, happened):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_every_job_with_its_hours_and_runs_none(cli, study, tmp_path):
     done = cli(*study(tmp_path / "out", "--dry-run", "--json"))
     lines = json.loads(done.stdout)

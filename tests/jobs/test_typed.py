@@ -82,10 +82,11 @@ def closed(tmp_path, streams, *arguments):
     "streams",
     [
         "<&- >&- 2>&-",
-        pytest.param("2>&-", marks=pytest.mark.slow),
-        pytest.param("2>/dev/full", marks=pytest.mark.slow),
+        "2>&-",
+        "2>/dev/full",
     ],
 )
+@pytest.mark.slow
 def test_a_job_needs_nobody_who_reads_it(tmp_path, recipes, scans, streams):
     done = closed(
         tmp_path, streams, "cache-teacher", recipes[0], "--data", scans / "train", "--out", "cache"

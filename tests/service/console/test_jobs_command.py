@@ -215,6 +215,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on(
     assert found.record.state is State.RUNNING
 
 
+@pytest.mark.slow
 def test_watch_outlives_the_service_that_it_asks(
     store: JobStore, url: str, jobs: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -327,6 +327,7 @@ def test_a_job_that_ended_meanwhile_cannot_be_stopped_and_the_page_says_why(
     expect(page.locator("#status")).to_have_text("✓ succeeded")
 
 
+@pytest.mark.slow
 def test_a_silent_job_reads_as_stale_then_as_crashed(
     url: str, store: JobStore, trained: str, open_tab: Callable[..., Page]
 ) -> None:
@@ -346,6 +347,7 @@ def test_a_silent_job_reads_as_stale_then_as_crashed(
         expect(page.locator("#reason")).to_contain_text("The same command continues it.")
 
 
+@pytest.mark.slow
 def test_a_service_that_goes_away_is_told_of_and_waited_for(
     url: str, store: JobStore, trained: str, open_tab: Callable[..., Page]
 ) -> None:

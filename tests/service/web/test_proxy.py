@@ -18,9 +18,12 @@ from service.web.security import access_to
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    NGINX is None, reason="no nginx here ('make browser' installs it): no proxy is tried"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        NGINX is None, reason="no nginx here ('make browser' installs it): no proxy is tried"
+    ),
+]
 SERVE = """
     import sys
     from service.web.app import serve

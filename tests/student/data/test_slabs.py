@@ -59,6 +59,7 @@ def write_recipes(tmp_path):
 
 
 @pytest.mark.kill
+@pytest.mark.slow
 def test_a_student_follows_a_cache_whose_later_views_are_appended_by_another_process(
     cli, write_recipes, scans, filled, tmp_path
 ):

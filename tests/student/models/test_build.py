@@ -78,6 +78,7 @@ save_file(logits, "logits.safetensors")
 """
 
 
+@pytest.mark.slow
 def test_plain_timm_and_torchvision_open_folded_students_in_a_fresh_process(
     tmp_path: Path,
 ) -> None:

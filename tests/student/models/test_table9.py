@@ -25,7 +25,7 @@ ALREADY_EXPANDED = "mobileone_"
         for name in MODELS
     ],
 )
-def test_a_network_of_table_9_can_be_a_student(cli, scans, tmp_path, name):
+def test_a_network_of_table_9_can_be_a_student(process, scans, tmp_path, name):
     expands = name not in NOTHING_TO_EXPAND and not name.startswith(ALREADY_EXPANDED)
     settings = {
         "student.model": name,
@@ -40,12 +40,12 @@ def test_a_network_of_table_9_can_be_a_student(cli, scans, tmp_path, name):
     }
     changes = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     data = ("--data", scans / "train", "--val", scans / "val")
-    cli("train-student", "digits-student", *changes, *data, "--out", "run")
+    process("train-student", "digits-student", *changes, *data, "--out", "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["images"] == 90
     has_branches = expands or name.startswith(ALREADY_EXPANDED)
     assert (summary["parameters"] > summary["parameters_folded"]) is has_branches
-    cli("export", "run", "--out", "student.safetensors")  # compares the logits itself
+    process("export", "run", "--out", "student.safetensors")  # compares the logits itself
     plain = fold(
         build_student(
             name, num_classes=3, image_size=224, reparam=ReparamSpec(), kwargs=without_start({})

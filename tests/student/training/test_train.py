@@ -388,6 +388,7 @@ def test_a_torn_checkpoint_is_refused_in_plain_words(unbroken, filled, scans, tm
         next(steps)
 
 
+@pytest.mark.slow
 def test_two_processes_never_train_one_run(scans, filled, tmp_path):
     running, run = job(tmp_path / "run", scans, filled.place.root)
     next(running)

@@ -208,6 +208,7 @@ def test_the_zarrs_pipeline_reads_the_same_records(encoded, encoding):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_writer_whose_zarr_is_set_to_another_pipeline_writes_the_same_bytes(
     encoded, scans, tmp_path
 ):

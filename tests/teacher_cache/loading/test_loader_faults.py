@@ -123,6 +123,7 @@ def test_a_run_whose_worker_is_killed_says_so_and_continues_to_the_same_bytes(
     assert weights_of(run) == unbroken
 
 
+@pytest.mark.slow
 def test_a_fill_whose_worker_is_killed_keeps_its_blocks_and_continues(process, scans, tmp_path):
     recipe, root = tmp_path / "cache.toml", tmp_path / "cache"
     recipe.write_text(to_toml(cache_document(views__count=24, views__size=96, loader__workers=1)))

@@ -89,6 +89,7 @@ def test_mobileone_s0_has_the_size_of_its_deployed_form() -> None:
     assert round(multiply_adds(folded, size=224) / 1e6) == 275
 
 
+@pytest.mark.slow
 def test_branches_of_ours_inside_timms_fold_too() -> None:
     model = trained_looking("mobileone_s0").float()
     images = torch.randn(2, 3, 64, 64)

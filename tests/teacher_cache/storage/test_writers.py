@@ -160,6 +160,7 @@ def test_writers_under_sigkill_leave_one_whole_cache(cli, scans, tmp_path):
 
 
 @pytest.mark.kill
+@pytest.mark.slow
 def test_two_writers_who_both_believe_to_be_alone_share_the_work(cli, scans, filled, tmp_path):
     writers = Writers(tmp_path, scans / "train", tmp_path / "cache")
     other = writers.start(0, 1)
