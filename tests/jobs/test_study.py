@@ -108,7 +108,8 @@ def test_a_study_that_was_killed_ends_with_the_results_of_an_unbroken_one(
     wait_until(running, lambda: len(runs_of(killed)) > 4)
     running.send_signal(signal.SIGTERM)
     running.communicate()
-    assert running.returncode == 128 + signal.SIGTERM
+    # within a command it saves first; between two there is nothing to save
+    assert running.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
     assert process(*study(killed)).stdout == table
     assert results_of(killed) == results_of(whole)
     assert weights_of(killed) == weights_of(whole)
