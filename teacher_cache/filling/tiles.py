@@ -27,19 +27,22 @@ class Tile:
     """One shard of rows under several views: the unit of work, so that one decode serves all."""
 
     shard: int
+    first: int
+    """Its first view, missing or not: a tile is claimed under one name however full it is."""
     views: tuple[int, ...]
+    """Those that are missing."""
 
 
 def missing_tiles(cache: Cache, views_per_tile: int) -> list[Tile]:
     """The blocks that the ledger lacks, cut into tiles, lower views first."""
 
     def place(block: BlockId) -> tuple[int, int]:
-        return block.view // views_per_tile, block.shard
+        return block.view - block.view % views_per_tile, block.shard
 
     blocks = sorted(missing_blocks(cache), key=place)
     return [
-        Tile(shard, tuple(sorted(block.view for block in group)))
-        for (_, shard), group in groupby(blocks, key=place)
+        Tile(shard, first, tuple(sorted(block.view for block in group)))
+        for (first, shard), group in groupby(blocks, key=place)
     ]
 
 
@@ -73,7 +76,7 @@ def take_tiles(
                 claim.release()
                 continue
             found = True
-            requests = _batches(cache, Tile(tile.shard, views), recipe.teacher.batch_size)
+            requests = _batches(cache, tile.shard, views, recipe.teacher.batch_size)
             yield TakenTile(claim, tile.shard, views, requests)
 
 
@@ -167,12 +170,12 @@ class Count:
 
 
 def _name_of(tile: Tile) -> str:
-    return f"tile-{tile.shard}-{tile.views[0]}"
+    return f"tile-{tile.shard}-{tile.first}"
 
 
-def _batches(cache: Cache, tile: Tile, batch_size: int) -> list[Request]:
-    rows = np.array(cache.rows(tile.shard))
+def _batches(cache: Cache, shard: int, views: tuple[int, ...], batch_size: int) -> list[Request]:
+    rows = np.array(cache.rows(shard))
     return [
-        Request(rows[start : start + batch_size], tile.views)
+        Request(rows[start : start + batch_size], views)
         for start in range(0, len(rows), batch_size)
     ]

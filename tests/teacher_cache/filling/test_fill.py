@@ -14,16 +14,23 @@ from small import (
     to_toml,
 )
 
-from teacher_cache.cache.blocks import committed_blocks, missing_blocks, read_entry
+from teacher_cache.cache.blocks import (
+    Block,
+    committed_blocks,
+    missing_blocks,
+    read_entry,
+    withdraw_block,
+    write_block,
+)
 from teacher_cache.cache.cache import absent_rows, open_cache
-from teacher_cache.cache.slab import read_slab
+from teacher_cache.cache.slab import read_block, read_slab
 from teacher_cache.errors import CacheError
 from teacher_cache.filling.fill import fill
 from teacher_cache.filling.opening import open_or_create
-from teacher_cache.filling.tiles import missing_tiles
+from teacher_cache.filling.tiles import missing_tiles, take_tiles, unclaimed_tiles
 from teacher_cache.images.index import ImagesError, index_images
 from teacher_cache.pixels.render import decode_image, pixel_crc, pixel_libraries, render
-from teacher_cache.record import checked_rows
+from teacher_cache.record import TopK, checked_rows
 from teacher_cache.storage.disk import Disk
 from teacher_cache.storage.ledger import BlockId
 from teacher_cache.teacher.answers import top_k
@@ -283,3 +290,21 @@ def test_a_cache_that_is_taken_away_while_it_is_filled_stops_the_fill(scans, tmp
     with pytest.raises(CacheError, match=words):
         list(job)
     assert not list(root.glob("ledger/[0-9]*/*.json"))
+
+
+def test_a_tile_of_which_a_block_is_committed_is_still_its_writers(own_cache):
+    """Else another process takes it as well, or says that no living writer has it."""
+    cache, recipe = open_cache(Disk(own_cache)), cache_recipe()
+    slab = read_block(cache, BlockId(0, 0))
+    for view in (0, 1):
+        withdraw_block(cache, BlockId(view, 0), "test")
+    (taken,) = itertools.islice(take_tiles(cache, recipe, 0, 1), 1)
+    assert taken.views == (0, 1)
+    topk = TopK(slab.ids_NK, slab.logp_NK, slab.tail_NT)
+    write_block(cache, Block(BlockId(0, 0), topk, slab.check), {})
+    assert len(missing_blocks(cache)) == 1
+    assert unclaimed_tiles(cache, 2) == []
+    assert list(take_tiles(cache, recipe, 0, 1)) == []
+    taken.claim.release()
+    (tile,) = unclaimed_tiles(cache, 2)
+    assert (tile.shard, tile.views) == (0, (1,))
