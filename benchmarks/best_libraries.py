@@ -1,7 +1,7 @@
 """The fastest way to a view that libraries alone offer: does the compiled engine earn its C?
 
     pip install opencv-python-headless
-    RETORT_DATA=... python -m benchmarks.library_stack
+    RETORT_DATA=... python -m benchmarks.best_libraries
 
 torchvision decodes (libjpeg-turbo), torch resizes the crop (bicubic, antialiased), OpenCV does the
 operations; the same views, with the same arguments. Its pixels are not a view's: torch's weights
@@ -106,7 +106,7 @@ def main(repeats: int = 15) -> None:
         np.abs(library_view(data, view).astype(int) - sample.render_one(data, view, engine)).mean()
         for data, view in zip(sample.encoded, sample.views(), strict=True)
     ]
-    print(f"library_stack: {len(sample.encoded)} real JPEGs to {SIZE} px, one core")
+    print(f"best_libraries: {len(sample.encoded)} real JPEGs to {SIZE} px, one core")
     print(f"  mean difference of a pixel {np.median(differences):.2f} of 255 (median image)")
 
     def library() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.machine import describe
 from benchmarks.records import cache_of, fill
+from student.data.batches import target_of
 from student.losses.criterion import TAILS, Criterion
 from student.losses.distillation import criterion_mean
 from student.losses.target import SparseTarget
@@ -157,14 +158,7 @@ def criterion_cosines(
 ) -> dict[Student, Fidelity]:
     """By student, of another loss than KL: records against whole answers in the same loss."""
     tau, logits_BC = TEMPERATURES[column], flat(logits_VNC)
-    ids_BK = torch.from_numpy(topk.ids_BK.astype(np.int64))
-    tail_B = torch.from_numpy(topk.tail_BT[:, column])
-    assert topk.moments_B2 is not None
-    moments_B2 = torch.from_numpy(topk.moments_B2)
-    records = SparseTarget(ids_BK, torch.from_numpy(topk.logp_BK), tail_B, moments_B2)
-    everything_BC = torch.arange(logits_BC.shape[1]).expand_as(logits_BC)
-    nothing_B = torch.full_like(logits_BC[:, 0], -torch.inf)
-    whole = SparseTarget(everything_BC, logits_BC.log_softmax(1), nothing_B)
+    records, whole = target_of(topk, column), SparseTarget.of_all(logits_BC.log_softmax(1))
     found = {}
     for student, student_BC in students(logits_VNC):
         gradients = []

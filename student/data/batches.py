@@ -23,6 +23,7 @@ from teacher_cache.images.index import ImagesError
 from teacher_cache.loading.loader import Loader, LoaderSettings, rendered
 from teacher_cache.loading.queue import Rendered
 from teacher_cache.loading.renderers import Request
+from teacher_cache.record import TopK
 from teacher_cache.verification.replay import require_same_images, require_same_pixels
 
 
@@ -197,17 +198,25 @@ def _readable(
 
 def targets_of(slab: Slab, rows_B: np.ndarray, temperature_column: int) -> SparseTarget:
     """The records of some rows, ready for the loss."""
-    at_B = slab.positions_of(rows_B)
+    at_B, moments_N2 = slab.positions_of(rows_B), slab.moments_N2
     # take() is 2 to 4 times as fast as indexing, which copies element by element
+    records = TopK(
+        slab.ids_NK.take(at_B, axis=0),
+        slab.logp_NK.take(at_B, axis=0),
+        slab.tail_NT.take(at_B, axis=0),
+        None if moments_N2 is None else moments_N2.take(at_B, axis=0),
+    )
+    return target_of(records, temperature_column)
+
+
+def target_of(records: TopK, temperature_column: int) -> SparseTarget:
+    """Records, ready for the loss."""
+    moments_B2 = records.moments_B2
     return SparseTarget(
-        ids_BK=torch.from_numpy(slab.ids_NK.take(at_B, axis=0).astype(np.int64)),
-        logp_BK=torch.from_numpy(slab.logp_NK.take(at_B, axis=0)).float(),
-        tail_B=torch.from_numpy(slab.tail_NT[at_B, temperature_column]).float(),
-        moments_B2=(
-            None
-            if slab.moments_N2 is None
-            else torch.from_numpy(slab.moments_N2.take(at_B, axis=0)).float()
-        ),
+        ids_BK=torch.from_numpy(records.ids_BK.astype(np.int64)),
+        logp_BK=torch.from_numpy(records.logp_BK).float(),
+        tail_B=torch.from_numpy(records.tail_BT[:, temperature_column]).float(),
+        moments_B2=None if moments_B2 is None else torch.from_numpy(moments_B2).float(),
     )
 
 

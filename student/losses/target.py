@@ -31,6 +31,12 @@ class SparseTarget:
     moments_B2: Tensor | None = None
     """float32 mean and standard deviation of all classes' log-probabilities, where recorded."""
 
+    @classmethod
+    def of_all(cls, logp_BC: Tensor) -> Self:
+        """Records of every class: whole answers, from log-probabilities at temperature 1."""
+        ids_BC = torch.arange(logp_BC.shape[1], device=logp_BC.device).expand_as(logp_BC)
+        return cls(ids_BC, logp_BC, torch.full_like(logp_BC[:, 0], -torch.inf))
+
     def mapped(self, move: Callable[[Tensor], Tensor]) -> Self:
         """The same records after `move`, such as to another device."""
         moments = None if self.moments_B2 is None else move(self.moments_B2)

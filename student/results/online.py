@@ -3,7 +3,6 @@
 B rows of a micro-batch, C classes.
 """
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from student.data.batches import MicroBatch, batches
+from student.data.batches import MicroBatch, batches, target_of
 from student.data.run_plan import Plan, plan_run
 from student.data.training_data import TrainingData
-from student.losses.distillation import distillation_loss
 from student.losses.target import SparseTarget
 from student.recipe import StudentRecipe
 from student.training.train import rate_at
@@ -120,18 +118,10 @@ class Online:
             [self.teacher.logits_of_batch(part, size) for part in pixels_BHWC.split(size)]
         ).clone()
         if source is Source.DENSE:
-            everything_BC = torch.arange(logits_BC.shape[1]).expand_as(logits_BC)
-            nothing_B = torch.full((len(logits_BC),), -torch.inf)
-            return SparseTarget(everything_BC, logits_BC.log_softmax(1).cpu(), nothing_B)
+            return SparseTarget.of_all(logits_BC.log_softmax(1).cpu())
         topk = self.teacher_recipe.topk
         cut = top_k(logits_BC, k=topk.k, temperatures=topk.temperatures, moments=topk.keeps_moments)
-        moments = None if cut.moments_B2 is None else torch.from_numpy(cut.moments_B2).float()
-        return SparseTarget(
-            torch.from_numpy(cut.ids_BK.astype(np.int64)),
-            torch.from_numpy(cut.logp_BK).float(),
-            torch.from_numpy(cut.tail_BT[:, self.data.temperature_column]).float(),
-            moments,
-        )
+        return target_of(cut, self.data.temperature_column)
 
     def at_equal_weights(self) -> dict[Source, Beside]:
         """Loss and gradient of the first step, by source."""
@@ -151,26 +141,12 @@ class Online:
     def _gradient(
         self, trainee: Trainee, source: Source, step: Sequence[MicroBatch]
     ) -> tuple[float, Tensor]:
-        """Loss and gradient [parameters] in float64 of the network's own precision."""
-        network, distill = copy.deepcopy(trainee.network).train(), self.recipe.distill
-        torch.manual_seed(self.recipe.run.seed)
-        total = 0.0
-        taught = self.taught_by(source, step, 0)
-        for batch in taught:
-            assert batch.target is not None
-            loss = distillation_loss(
-                network(trainee.normalization.images(batch.pixels_BHWC)),
-                batch.labels_B.to(self.device),
-                batch.target.mapped(lambda each: each.to(self.device)),
-                alpha=distill.alpha,
-                temperature=distill.temperature,
-                tail=distill.tail,
-                criterion=distill.loss,
-            )
-            (loss.total / len(taught)).backward()
-            total += float(loss.total.detach()) / len(taught)
-        own = [each.grad.flatten() for each in network.parameters() if each.grad is not None]
-        return total, torch.cat(own).double().cpu()
+        """Loss and gradient [parameters], as float64; no weight moves."""
+        losses = trainee.gradient(self.taught_by(source, step, 0), step=0)
+        own = [
+            each.grad.flatten() for each in trainee.network.parameters() if each.grad is not None
+        ]
+        return float(losses[0]), torch.cat(own).double().cpu()
 
     def seconds_a_step(self) -> dict[Source, float]:
         """Of asking where the teacher is asked, and of the step; the best of some."""

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from student.runs.run import RunError, open_run
+from student.runs.run import Run, RunError, open_run
 from student.study.work_plan import CacheJob, RunJob, TeacherJob, WorkPlan
 from teacher_cache.cache.blocks import missing_blocks
 from teacher_cache.cache.cache import open_cache
 from teacher_cache.errors import CacheError, UserError
-from teacher_cache.recipes.document import digest_of
 from teacher_cache.storage.disk import Disk
 
 POLL_S = 2.0
@@ -51,7 +50,9 @@ def execute(plan: WorkPlan, call: Call, say: Say) -> dict[tuple[str, int], str]:
         if not _is_filled(cache):
             _shown(cache.arguments, call, say)
     failed: dict[tuple[str, int], str] = {}
-    for job in _unfinished(plan.runs):
+    for job in plan.runs:
+        if _ended(job):
+            continue
         with _claimed(job.folder) as is_mine:
             if not is_mine:
                 say(f"row {job.row}, seed {job.seed} is left to the process that trains it")
@@ -74,9 +75,9 @@ def top1_of(runs: Sequence[RunJob]) -> dict[str, dict[int, float]]:
     data: dict[str, str] = {}
     for job in runs:
         found.setdefault(job.row, {})
-        if not _is_finished(job):
+        run = _ended(job)
+        if run is None:
             continue
-        run = open_run(job.folder)
         for name in ("images", "validation images"):
             if data.setdefault(name, run.data_digest[name]) != run.data_digest[name]:
                 raise RunError(
@@ -88,27 +89,21 @@ def top1_of(runs: Sequence[RunJob]) -> dict[str, dict[int, float]]:
     return found
 
 
-def _unfinished(runs: Sequence[RunJob]) -> Iterator[RunJob]:
-    for job in runs:
-        if not _is_finished(job):
-            yield job
-
-
-def _is_finished(job: RunJob) -> bool:
-    """Whether a run has ended.
+def _ended(job: RunJob) -> Run | None:
+    """The run of a job, if it has ended.
 
     Raises:
         RunError: its folder holds a run with another recipe.
     """
     if not (job.folder / "summary.json").exists():
-        return False
-    there = open_run(job.folder).recipe
-    if digest_of(there.identity()) != digest_of(job.recipe.with_tail_of(there).identity()):
+        return None
+    run = open_run(job.folder)
+    if run.recipe.identity() != job.recipe.with_tail_of(run.recipe).identity():
         raise RunError(
             f"{job.folder} was trained with other settings than row {job.row!r} has now: choose "
             "another --out, or remove the folder, and it is trained again"
         )
-    return True
+    return run
 
 
 def _require_teacher(job: TeacherJob, call: Call, say: Say) -> None:

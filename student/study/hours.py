@@ -4,7 +4,7 @@ V views of a cache, N images.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,35 +75,40 @@ class _Rates:
         """Of training: steps on pixels that the recipe's workers render."""
         size = recipe.student.size or views.size
         same = {"schedule": None, "ema": None, "distill": None, "run": recipe.run.precision}
-        key = digest_of(["train", recipe.identity() | same, size])
-        if key not in self.known:
-            self.known[key] = step_images_per_s(
+        steps = self._once(
+            ["train", recipe.identity() | same, size],
+            lambda: step_images_per_s(
                 recipe,
                 size=size,
                 class_count=self.index.class_count,
                 device=self.device,
                 seconds=self.seconds,
-            )
-        return min(self.known[key], self._rendering(views, size, recipe.loader.workers))
+            ),
+        )
+        return min(steps, self._rendering(views, size, recipe.loader.workers))
 
     def of_cache(self, recipe: CacheRecipe) -> float:
         """Of a fill: the teacher's answers to pixels that the recipe's workers render."""
-        key = digest_of(["ask", recipe.data_settings()])
-        if key not in self.known:
-            self.known[key] = self._asking(recipe)
         views = recipe.views
-        return min(self.known[key], self._rendering(views, views.size, recipe.loader.workers))
+        answers = self._once(["ask", recipe.data_settings()], lambda: self._asking(recipe))
+        return min(answers, self._rendering(views, views.size, recipe.loader.workers))
+
+    def _once(self, what: object, measure: Callable[[], float]) -> float:
+        key = digest_of(what)
+        if key not in self.known:
+            self.known[key] = measure()
+        return self.known[key]
 
     def _rendering(self, views: ViewsSection | StudentViews, size: int, workers: int) -> float:
         policy = views.model_dump(mode="json", exclude={"count", "reuse", "seed", "size"})
-        key = digest_of(["render", policy, size, workers])
-        if key not in self.known:
-            renderer = ViewRenderer(
-                self.index, views, views.seed, size, views.interpolation, check_size=size
-            )
-            rates = images_per_s(renderer, [workers], seconds=self.seconds, rows=len(self.index))
-            self.known[key] = rates[workers]
-        return self.known[key]
+        renderer = ViewRenderer(
+            self.index, views, views.seed, size, views.interpolation, check_size=size
+        )
+        rows = len(self.index)
+        return self._once(
+            ["render", policy, size, workers],
+            lambda: images_per_s(renderer, [workers], seconds=self.seconds, rows=rows)[workers],
+        )
 
     def _asking(self, recipe: CacheRecipe) -> float:
         drawn = {"pretrained": False, "checkpoint": None}

@@ -16,7 +16,7 @@ from teacher_cache.recipes.document import digest_of, load_recipe
 
 _OF_CACHES = {"teacher", "topk", "storage", "views", "images.class_map", "images.class_order"}
 _OF_BOTH = {"images", "loader"}
-_OF_STUDENTS_VIEWS = {"views.reuse"}
+_OF_STUDENTS_VIEWS = "views.reuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,8 @@ def plan_study(
     if unknown := sorted(set(rows) - {row.name for row in study.rows}):
         known = ", ".join(row.name for row in study.rows)
         raise UserError(f"no row {', '.join(unknown)} in this study, expected some of: {known}")
-    wanted = [row for row in study.rows if not rows or row.name in _with_bases(study, rows)]
+    chosen = _with_bases(study, rows or [row.name for row in study.rows])
+    wanted = [row for row in study.rows if row.name in chosen]
     named = {row.teacher or study.teacher for row in wanted} - {None}
     teachers = {
         name: _teacher_job(study, str(name), file, place)
@@ -210,15 +211,19 @@ def _cache_job(
 
 
 def _is_for_caches(change: str) -> bool:
-    key = change.partition("=")[0].strip()
-    section = key.partition(".")[0]
-    return key in _OF_CACHES or (section in _OF_CACHES | _OF_BOTH and key not in _OF_STUDENTS_VIEWS)
+    names = _names_in(change)
+    return _OF_STUDENTS_VIEWS not in names and not names.isdisjoint(_OF_CACHES | _OF_BOTH)
 
 
 def _is_for_students(change: str) -> bool:
+    names = _names_in(change)
+    return _OF_STUDENTS_VIEWS in names or names.isdisjoint(_OF_CACHES)
+
+
+def _names_in(change: str) -> set[str]:
+    """A change's key, and its section."""
     key = change.partition("=")[0].strip()
-    section = key.partition(".")[0]
-    return key in _OF_STUDENTS_VIEWS or (section not in _OF_CACHES and key not in _OF_CACHES)
+    return {key, key.partition(".")[0]}
 
 
 def _beside(file: Path, recipe: str) -> Path:

@@ -111,9 +111,7 @@ class Trainee:
             self.forward = torch.compile(self.network)  # evaluation stays with the network itself
         if self.ranks.count == 1:
             return
-        with (
-            self.ranks.errors_in_words()
-        ):  # DDP compares the parameters of the ranks when it is built
+        with self.ranks.errors_in_words():  # DDP compares the ranks' parameters when it is built
             self.forward = DistributedDataParallel(
                 cast("nn.Module", self.forward),
                 device_ids=[device] if device.type == "cuda" else None,
@@ -158,9 +156,18 @@ class Trainee:
         Returns:
             float32 [3] mean total loss, CE and KD, left on the device.
         """
-        torch.manual_seed(step_seed(seed=self.recipe.run.seed, step=step, rank=self.ranks.number))
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        losses = self.gradient(step_batches, step=step)
+        self.optimizer.step()
+        self.ranks.average_(self.statistics)
+        if self.ema is not None:
+            self.ema.update(self.network, step=step)
+        return losses
+
+    def gradient(self, step_batches: Sequence[MicroBatch], *, step: int) -> Tensor:
+        """Leave the mean gradient over one batch in the parameters; the losses as `step` does."""
+        torch.manual_seed(step_seed(seed=self.recipe.run.seed, step=step, rank=self.ranks.number))
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(3, device=self.normalization.mean.device)
@@ -177,10 +184,6 @@ class Trainee:
                 self.ranks.errors_in_words(),
             ):
                 losses += self._backward(batch, passes=len(step_batches))
-        self.optimizer.step()
-        self.ranks.average_(self.statistics)
-        if self.ema is not None:
-            self.ema.update(self.network, step=step)
         return losses
 
     def _backward(self, batch: MicroBatch, *, passes: int) -> Tensor:

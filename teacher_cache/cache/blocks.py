@@ -16,7 +16,7 @@ from teacher_cache.errors import (
 from teacher_cache.format.arrays import encode_shard, shard_key
 from teacher_cache.format.descriptions import descriptions
 from teacher_cache.format.encodings import stored_logp
-from teacher_cache.format.layout import MOMENTS_ARRAY, RECORD_ARRAYS
+from teacher_cache.format.layout import MOMENTS_ARRAY, RECORD_ARRAYS, Layout
 from teacher_cache.record import TopK
 from teacher_cache.storage.ledger import (
     MOST_ENTRY_BYTES,
@@ -117,23 +117,37 @@ def write_block(cache: Cache, block: Block, producer: Mapping[str, str]) -> int:
         raise ValueError(f"no source entry names the images of shard {shard}: commit it first")
     if is_committed(cache.place, block.id):  # nothing needs to be encoded then
         return 0
-    documents = descriptions(cache.layout, cache.view_count)
-    logp = stored_logp(block.topk.logp_BK, cache.layout.encoding)
-    moments = block.topk.moments_B2
-    if (moments is None) is cache.layout.moments:
-        raise ValueError("records have moments where the cache keeps none, or the other way round")
-    values = (block.topk.ids_BK, logp, block.topk.tail_BT, block.check, moments)
-    entries = (rows, rows, rows, cache.layout.checks_of(shard), rows)
-    files = {
-        shard_key(name, block.id): encode_shard(documents[name], name, block.id, own, value)
-        for name, own, value in zip(cache.layout.record_arrays, entries, values, strict=False)
-        if value is not None
-    }
+    files = encoded_files(cache.layout, cache.view_count, block)
     stored = tuple(StoredFile.of(key, data) for key, data in files.items())
     entry = BlockEntry(cache.owner, block.id, stored, source.sha256, producer, {})
     # If another writer was faster, its records stay, which are as good as these.
     cache.place.publish(block_key(block.id), encode_block(entry), files)
     return sum(file.size for file in stored)
+
+
+def encoded_files(layout: Layout, view_count: int, block: Block) -> dict[str, bytes]:
+    """The files that hold a block's records, by their keys.
+
+    Raises:
+        ValueError: records that have moments where the layout has none, or the other way round.
+    """
+    topk, shard = block.topk, block.id.shard
+    if (topk.moments_B2 is None) is layout.moments:
+        raise ValueError("records have moments where the cache keeps none, or the other way round")
+    rows = layout.rows_of(shard)
+    values = [
+        (rows, topk.ids_BK),
+        (rows, stored_logp(topk.logp_BK, layout.encoding)),
+        (rows, topk.tail_BT),
+        (layout.checks_of(shard), block.check),
+    ]
+    if topk.moments_B2 is not None:
+        values.append((rows, topk.moments_B2))
+    documents = descriptions(layout, view_count)
+    return {
+        shard_key(name, block.id): encode_shard(documents[name], name, block.id, own, value)
+        for name, (own, value) in zip(layout.record_arrays, values, strict=True)
+    }
 
 
 def withdraw_block(cache: Cache, block: BlockId, folder: str) -> None:

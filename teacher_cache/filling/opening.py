@@ -51,9 +51,8 @@ def open_or_create(
     else:
         sample = ask_sample(index, teacher, recipe)
         require_good(sample, recipe, index, teacher.class_count)
-        cache = create_cache(
-            place, manifest, index
-        )  # Another process may have created it meanwhile.
+        # another process may have created it meanwhile
+        cache = create_cache(place, manifest, index)
     cache.place.sweep()  # only now is it sure that the folder is a cache
     _require_same_manifest(cache, manifest)
     require_pixels_of(cache, index, accept_pixel_libraries=accept_pixel_libraries)

@@ -13,18 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from teacher_cache.cache.blocks import Block, encoded_files
 from teacher_cache.cache.slab import AHEAD, Slab, read_slab
 from teacher_cache.cache.teacher_sample import read_sample
 from teacher_cache.filling.fill import fill
 from teacher_cache.filling.opening import open_or_create
-from teacher_cache.format.arrays import encode_shard
-from teacher_cache.format.descriptions import descriptions
-from teacher_cache.format.encodings import stored_logp
-from teacher_cache.format.layout import MOMENTS_ARRAY, Layout
+from teacher_cache.format.layout import Layout
 from teacher_cache.images.index import ImageIndex
 from teacher_cache.recipes.cache_recipe import CacheRecipe
 from teacher_cache.recipes.document import parse_recipe
-from teacher_cache.record import CHUNK_ROWS, Tail
+from teacher_cache.record import CHUNK_ROWS, Tail, TopK
 from teacher_cache.storage.disk import Disk
 from teacher_cache.storage.ledger import BlockId
 from teacher_cache.teacher.networks import Teacher
@@ -146,22 +144,19 @@ class _Sample:
         return encoded + (rows - count) * self._encoded_bytes(smallest, count) / count
 
     def _encoded_bytes(self, layout: Layout, count: int) -> int:
-        layout = replace(layout, rows=count)
-        documents, total = descriptions(layout, 1), 0
-        logp_NK = stored_logp(self.records.logp_NK, layout.encoding)
+        layout, records, total = replace(layout, rows=count), self.records, 0
+        moments_N2 = records.moments_N2
         for shard in range(layout.shards):
-            rows, checks = layout.rows_of(shard), layout.checks_of(shard)
-            values = {
-                "ids": (rows, self.records.ids_NK),
-                "logp": (rows, logp_NK),
-                "tail": (rows, self.records.tail_NT),
-                "check": (checks, self.records.check),
-            }
-            if self.records.moments_N2 is not None:
-                values[MOMENTS_ARRAY] = (rows, self.records.moments_N2)
-            for name, (own, value) in values.items():
-                block, stored = BlockId(0, shard), value[own.start : own.stop]
-                total += len(encode_shard(documents[name], name, block, own, stored))
+            own, checks = layout.rows_of(shard), layout.checks_of(shard)
+            rows = slice(own.start, own.stop)
+            topk = TopK(
+                records.ids_NK[rows],
+                records.logp_NK[rows],
+                records.tail_NT[rows],
+                None if moments_N2 is None else moments_N2[rows],
+            )
+            block = Block(BlockId(0, shard), topk, records.check[checks.start : checks.stop])
+            total += sum(map(len, encoded_files(layout, 1, block).values()))
         return total
 
 

@@ -233,9 +233,8 @@ def _end(processes: Sequence[BaseProcess], connections: Sequence[Connection]) ->
         if process.is_alive():
             process.kill()
     for process in processes:
-        process.join(
-            PATIENCE_S
-        )  # Not for ever: a process that waits for a dead disk cannot be killed.
+        # not for ever: a process that waits for a dead disk cannot be killed
+        process.join(PATIENCE_S)
 
 
 def _how_it_ended(exitcode: int | None) -> str:

@@ -308,9 +308,7 @@ def _beyond(cache: Cache, keys: list[str], named: set[BlockId]) -> tuple[list[st
         if _SHARD.fullmatch(key):
             if not is_named(cache, key):
                 strays.append(key)
-        elif not is_workbench(
-            key
-        ):  # `abandoned` tells which of the workbench's files a killed writer left
+        elif not is_workbench(key):  # `abandoned` tells which of its files killed writers left
             strangers.append(key)
     return strays, strangers
 
